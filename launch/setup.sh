@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Sourced by the other scripts of this folder: makes the virtual environment once and keeps it in step with the
+# requirements. Sets `root` (the repository) and `python` (the interpreter to use).
+# SELFEXPLAIN_VENV: where the environment lies; default: .venv in the repository.
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="${SELFEXPLAIN_VENV:-$root/.venv}"
+python="$venv/bin/python"
+
+# Prints the first interpreter that is new enough.
+find_python() {
+  local candidate
+  for candidate in python3.11 python3.12 python3.13 python3 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+  done
+  echo "error: Python 3.11 or newer is needed and none is on the PATH (looked for python3.11, python3.12, python3.13," \
+    "python3, python). Install one and run this again." >&2
+  return 1
+}
+
+# Usage: install REQUIREMENTS_FILE...; installs them with the tested pins, unless that was done before.
+install() {
+  local name="" arguments=() file checksum stamp
+  for file in "$@"; do
+    name+=".$(basename "$file" .txt)"
+    arguments+=(-r "$file")
+  done
+  checksum="$(cat "$@" "$root/launch/constraints.txt" | cksum)"
+  stamp="$venv/.installed$name"
+  if [[ -f "$stamp" && "$(cat "$stamp")" == "$checksum" ]]; then
+    return
+  fi
+  echo "Installing what $(printf '%s ' "${@##*/}")asks for into $venv (once; a few minutes) ..." >&2
+  if ! "$python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" -c "$root/launch/constraints.txt"; then
+    echo "error: pip could not install the packages (its message is above). launch/constraints.txt pins the versions" \
+      "that were tested." >&2
+    return 1
+  fi
+  printf '%s' "$checksum" >"$stamp"
+}
+
+if [[ ! -x "$python" ]]; then
+  interpreter="$(find_python)"
+  echo "Making the virtual environment $venv with $interpreter ..." >&2
+  if ! "$interpreter" -m venv "$venv"; then
+    echo "error: $interpreter could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv." >&2
+    exit 1
+  fi
+fi
+install "$root/requirements.txt"
+
+# The package is used where it lies, from whatever folder the script was called.
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Style and tests, as continuous integration runs them. Arguments go to pytest: bash launch/test.sh tests/test_explain.py -x
+# Slow tests are left out; `bash launch/test.sh -m slow` runs those.
+set -euo pipefail
+# shellcheck source=launch/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+install "$root/requirements-test.txt"
+
+cd "$root"
+"$python" -m ruff check .
+"$python" -m pytest "$@"

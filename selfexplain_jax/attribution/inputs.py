@@ -1,0 +1,46 @@
+"""What every attribution method checks before it computes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selfexplain_jax.types import Predictor, UserError
+
+
+def check_inputs(predictor: Predictor, images: jax.Array, class_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the images as float32 and the class ids as int32, or says what is wrong with them.
+
+    Args:
+      predictor: gives the image size and the number of classes.
+      images: [B, H, W, 3], normalised.
+      class_ids: integers [B, k] in 0..C-1. Their values are checked when they are known, that is, outside of `jax.jit`.
+
+    Raises:
+      UserError: wrong rank, channels, image size, batch size or type, or a class that does not exist.
+    """
+    size = predictor.image_size
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"Attribution needs images [B, H, W, 3] (one: image[None]); got shape {tuple(images.shape)}.")
+    if images.shape[1:3] != (size, size):
+        raise UserError(
+            f"This predictor takes images of {size} x {size} px, not {images.shape[1]} x {images.shape[2]}: resize."
+        )
+    if not isinstance(class_ids, jax.Array):
+        class_ids = np.asarray(class_ids)
+    if class_ids.ndim != 2 or class_ids.shape[0] != images.shape[0]:
+        raise UserError(
+            f"Attribution needs class ids [B, k], the classes to explain in each of the {images.shape[0]} images;"
+            f" got shape {tuple(class_ids.shape)}."
+        )
+    if not jnp.issubdtype(class_ids.dtype, jnp.integer):
+        raise UserError(f"Class ids must be integers; got {class_ids.dtype}.")
+    if not isinstance(class_ids, jax.core.Tracer) and class_ids.size:
+        low, high = int(class_ids.min()), int(class_ids.max())
+        if low < 0 or high >= predictor.num_classes:
+            raise UserError(
+                f"Class ids must lie in 0..{predictor.num_classes - 1}; got {low if low < 0 else high}. The classes are"
+                f" {', '.join(predictor.class_names[:20])}{' ...' if predictor.num_classes > 20 else ''}."
+            )
+    return jnp.asarray(images, jnp.float32), jnp.asarray(class_ids, jnp.int32)

@@ -1,0 +1,149 @@
+"""Compiles the training step without running it: does it fit, what does it cost, what do devices send each other?"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from clu import parameter_overview
+
+from selfexplain_jax.training import loop
+from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.state import TrainState, create_state
+from selfexplain_jax.types import Batch
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+_MEMORY = {
+    "arguments": "argument_size_in_bytes",
+    "outputs": "output_size_in_bytes",
+    # Outputs that take the place of arguments: the donated state.
+    "shared": "alias_size_in_bytes",
+    "temporary": "temp_size_in_bytes",
+    "program": "generated_code_size_in_bytes",
+}
+
+
+def abstract_batch(config: ml_collections.ConfigDict, num_classes: int, mesh: jax.sharding.Mesh) -> Batch:
+    """Returns shapes, types and sharding of a training batch, without the data."""
+    count, size = config.train.batch_size, config.data.image_size
+    fields = {
+        "image": ((count, size, size, 3), np.float32),
+        "label": ((count, num_classes), np.float32),
+        "mask": ((count, size, size), np.uint8),
+        "valid": ((count,), np.float32),
+        "index": ((count,), np.int32),
+    }
+    sharding = mesh_lib.batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in fields.items()}
+
+
+def abstract_state(experiment: loop.Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+    """Returns shapes, types and sharding of the training state, without computing it."""
+    shapes = jax.eval_shape(
+        lambda rng: create_state(experiment.config, experiment.model, experiment.optimizer, rng), jax.random.key(0)
+    )
+    sharding = mesh_lib.replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+
+
+def count_collectives(hlo: str) -> dict[str, int]:
+    """Returns how often each collective operation stands in a compiled program's text; those that do not are left out.
+
+    An asynchronous pair (all-reduce-start, all-reduce-done) counts as one.
+    """
+    counts = {name: len(re.findall(rf"[\s)}}\]]{name}(?:-start)?\(", hlo)) for name in COLLECTIVES}
+    return {name: count for name, count in counts.items() if count}
+
+
+def size_of(tree: Any) -> tuple[int, int]:
+    """Returns the number of elements and of bytes in a tree of arrays or of their shapes."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.size for leaf in leaves), sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None) -> dict:
+    """Lowers and compiles the step of the training loop for the devices that are here; runs nothing, reads no data.
+
+    Prints the network's parameters and a summary. Memory and operations are those of one device.
+
+    Args:
+      config: the whole configuration.
+      workdir: where compile.json is written; None: nowhere.
+
+    Returns:
+      {"device", "devices", "batch_size", "parameters", "parameter_bytes", "state_bytes", "memory_bytes": {"arguments",
+      "outputs", "shared", "temporary", "program", "total"}, "flops", "bytes_accessed", "collectives": {name: count},
+      "trace_seconds", "compile_seconds"}; what the backend does not tell is None.
+
+    Raises:
+      UserError: a bad config, or a batch that does not divide over the devices.
+    """
+    experiment, mesh = loop.build(config), mesh_lib.make_mesh()
+    mesh_lib.check_batch_size(config.train.batch_size, mesh)
+    state = abstract_state(experiment, mesh)
+    batch = abstract_batch(config, experiment.dataset.info.num_classes, mesh)
+    started = time.monotonic()
+    lowered = loop.make_step(experiment, mesh).lower(state, batch)
+    traced = time.monotonic()
+    compiled = lowered.compile()
+    finished = time.monotonic()
+    parameters, parameter_bytes = size_of(state.params)
+    costs = compiled.cost_analysis() or {}
+    result = {
+        "device": mesh.devices.flat[0].device_kind,
+        "devices": mesh.devices.size,
+        "batch_size": config.train.batch_size,
+        "parameters": parameters,
+        "parameter_bytes": parameter_bytes,
+        "state_bytes": size_of(state)[1],
+        "memory_bytes": _memory(compiled),
+        "flops": costs.get("flops"),
+        "bytes_accessed": costs.get("bytes accessed"),
+        "collectives": count_collectives(compiled.as_text()),
+        "trace_seconds": round(traced - started, 2),
+        "compile_seconds": round(finished - traced, 2),
+    }
+    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    print(summary(result))
+    if workdir is not None and jax.process_index() == 0:
+        path = pathlib.Path(workdir).expanduser() / "compile.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"Written to {path}")
+    return result
+
+
+def summary(result: dict) -> str:
+    """Returns the lines that `compile_step` prints of its result."""
+    lines = [
+        f"One training step, batch {result['batch_size']} on {result['devices']} x {result['device']}, "
+        f"traced in {result['trace_seconds']} s, compiled in {result['compile_seconds']} s. Per device:",
+        f"  parameters   {result['parameters']:>14,}   {_megabytes(result['parameter_bytes'])}",
+        f"  state        {'':>14}   {_megabytes(result['state_bytes'])}",
+    ]
+    for name, value in (result["memory_bytes"] or {}).items():
+        lines.append(f"  {name:<12} {'':>14}   {_megabytes(value)}")
+    if result["flops"] is not None:
+        lines.append(f"  operations   {result['flops'] / 1e9:>14,.3f}   GFLOP as the compiler counts them")
+    collectives = ", ".join(f"{count} {name}" for name, count in result["collectives"].items())
+    return "\n".join([*lines, f"  collectives  {collectives or 'none'}"])
+
+
+def _memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+    """What the compiler says of the program's memory in bytes; None where the backend does not tell."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    memory = {name: int(getattr(analysis, field)) for name, field in _MEMORY.items()}
+    return memory | {"total": sum(memory.values()) - 2 * memory["shared"]}
+
+
+def _megabytes(value: int) -> str:
+    return f"{value / 1e6:>12,.2f} MB"

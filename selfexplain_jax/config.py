@@ -1,0 +1,142 @@
+"""The configuration: every field there is, its default and its meaning. Experiments in `configs/` start from here.
+
+No jax here: a config must be readable on a machine that has no accelerator and before a distributed start.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+
+import ml_collections
+from ml_collections import config_dict
+
+from selfexplain_jax.types import UserError
+
+
+def base_config() -> ml_collections.ConfigDict:
+    """Returns the locked default configuration: assigning a key that is not here raises and names the nearest one."""
+    config = ml_collections.ConfigDict()
+    # "self_explainer": one network whose masks are its classifier.
+    config.method = "self_explainer"
+    # Every random number of a run comes from this one.
+    config.seed = 0
+
+    config.data = data = ml_collections.ConfigDict()
+    # A name in selfexplain_jax.data.DATASETS.
+    data.name = "synthetic"
+    # Options of that dataset's constructor (see its docstring); unknown ones are refused.
+    data.options = config_dict.ConfigDict({}, allow_dotted_keys=True)
+    data.options.unlock()
+    # Where prepared datasets lie: a local folder or a bucket. Empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    data.data_dir = ""
+    data.image_size = 64
+    data.train_split = "train"
+    data.eval_split = "test"
+    # Per-channel mean and standard deviation on the 0..255 scale; (pixel - mean) / std enters the network.
+    data.mean = (127.5, 127.5, 127.5)
+    data.std = (64.0, 64.0, 64.0)
+    # Left-right flip of image and mask with probability one half.
+    data.flip = False
+    # Threads that read and decode, and elements they hold ready, per host.
+    data.num_threads = 4
+    data.prefetch = 64
+
+    config.model = model = ml_collections.ConfigDict()
+    # A name in selfexplain_jax.models.MODELS.
+    model.name = "unet"
+    # Channels of the encoder's levels; each further level halves the resolution.
+    model.widths = (48, 64, 96)
+    # Convolutions per level of the encoder and of the decoder.
+    model.encoder_depth = 2
+    model.decoder_depth = 1
+    # Pixels per cell of the first level (space-to-depth) and of the logit maps: 1, 2, 4 or 8; the stem's is no smaller.
+    model.stem_stride = 4
+    model.mask_stride = 2
+    # "group", "batch" or "none".
+    model.norm = "batch"
+    # The network sees the image with its local mean removed and its local contrast normalised.
+    model.local_contrast = True
+    # "mean", "max", "softmax", "logsumexp" or "ngwp": logit map -> class score.
+    model.pooling = "softmax"
+    # k of the softmax and log-sum-exp pools: 0 is the mean, infinity the maximum.
+    model.pooling_temperature = 1.0
+    # "softmax" (classes exclude each other) or "sigmoid" (each class present or not): scores -> probabilities.
+    model.link = "sigmoid"
+
+    config.passes = passes = ml_collections.ConfigDict()
+    # Weights of the object, background and evaluator passes: "live", "stop_gradient" or "ema".
+    passes.weights = "stop_gradient"
+    # Infills drawn from, per image and step: "zero", "color_noise", "blur", "other_image".
+    passes.infills = ("zero",)
+    # Hard masks (threshold at .5, straight-through gradient) in the object and background passes.
+    passes.hard_masks = False
+    # Evaluator masks drawn from, per image and step: "swapped", "complement", "blobs".
+    passes.evaluator_masks = ("swapped", "blobs")
+    # Present classes per image that are shown one at a time in the object pass (multi-label); 0: the target mask.
+    passes.classes_per_image = 0
+    # Decay of the exponential moving average of the parameters.
+    passes.ema_decay = 0.99
+    # Evaluate and explain with the averaged parameters.
+    passes.evaluate_ema = False
+
+    # {term: {"weight": w, "start": step, "ramp": steps, ...options of the term}}; absent = off.
+    config.objective = config_dict.ConfigDict({"classification": {"weight": 1.0}})
+    config.objective.unlock()
+
+    config.train = train = ml_collections.ConfigDict()
+    # Examples per step over all devices and hosts.
+    train.batch_size = 32
+    train.steps = 2000
+    # "adamw" or "adam".
+    train.optimizer = "adamw"
+    train.learning_rate = 1e-3
+    # "constant", "cosine" or "linear", after a linear warm-up.
+    train.schedule = "cosine"
+    train.warmup_steps = 100
+    train.weight_decay = 1e-4
+    # Global gradient norm is clipped to this; 0 = off.
+    train.clip_norm = 1.0
+    # Micro-batches whose gradients are averaged into one update.
+    train.accumulate = 1
+    train.log_every = 50
+    train.picture_every = 500
+    train.checkpoint_every = 500
+    train.keep_checkpoints = 3
+    # Evaluate at the end of training.
+    train.evaluate = True
+
+    config.evaluation = evaluation = ml_collections.ConfigDict()
+    evaluation.batch_size = 100
+    # Examples of the evaluation split that are used; 0 = all.
+    evaluation.max_examples = 0
+    # What replaces the hidden pixels: "zero", "color_noise", "blur" or "other_image".
+    evaluation.infill = "zero"
+    # Train the two classifiers of the encoding audit (masks alone; randomly masked images) and report them.
+    evaluation.audit = True
+    evaluation.audit_steps = 600
+    # Pictures of images, masks and overlays that are written.
+    evaluation.pictures = 16
+
+    config.lock()
+    config.data.options.unlock()
+    config.objective.unlock()
+    return config
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+    """Loads `path/to/config.py` or `path/to/config.py:variant` by calling its `get_config(variant)`.
+
+    Raises:
+      UserError: the file does not exist, has no `get_config`, or does not know the variant.
+    """
+    path, _, variant = spec.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"Config file {path!r} does not exist. The experiments are the files in configs/.")
+    module_spec = importlib.util.spec_from_file_location(f"selfexplain_jax_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"Config file {path!r} defines no get_config(variant); see configs/synthetic.py for one that does.")
+    return module.get_config(variant) if variant else module.get_config()

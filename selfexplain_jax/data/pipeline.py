@@ -1,0 +1,247 @@
+"""From a dataset to batches, with Grain: check, shuffle, augment, share out over hosts, normalise, pad.
+
+The training stream is a function of `config.seed` and a position: example number p of the stream is the same whatever
+the number of hosts, and the state of the iterator is the number of steps taken. A run therefore resumes exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+import grain
+import ml_collections
+import numpy as np
+
+from selfexplain_jax.data import augment
+from selfexplain_jax.types import VOID, Batch, Dataset, Example, UserError
+
+
+def train_iterator(
+    dataset: Dataset, config: ml_collections.ConfigDict, *, host: int = 0, hosts: int = 1
+) -> grain.DatasetIterator:
+    """Returns the endless iterator of this host's training batches.
+
+    The split `config.data.train_split` is reshuffled every epoch; epochs follow each other without a gap, so a batch
+    may hold the end of one and the start of the next and nothing is dropped. Step t of all hosts together takes the
+    examples t * batch_size ... (t + 1) * batch_size - 1 of the stream; host h of n takes every n-th of them.
+
+    Args:
+      dataset: what to train on.
+      config: `config.seed`, `config.train.batch_size` (over all hosts) and `config.data` are read.
+      host: number of this host, 0 ... hosts - 1.
+      hosts: how many hosts share the batch.
+
+    Returns:
+      A Grain iterator of numpy `Batch` with batch_size / hosts examples each, all valid. `get_state()` is a small
+      JSON dict; after `set_state(state)` the stream continues bit for bit where it was.
+
+    Raises:
+      UserError: the batch does not divide over the hosts, the split is empty, or (at `next`) an example is malformed.
+    """
+    batch_size = config.train.batch_size
+    _check_hosts(host, hosts)
+    if batch_size < 1 or batch_size % hosts:
+        raise UserError(
+            f"config.train.batch_size={batch_size} does not divide over {hosts} hosts. "
+            f"Choose a positive multiple of {hosts}."
+        )
+    source = _CheckedSource(dataset, config, config.data.train_split)
+    stream = grain.MapDataset.source(source).shuffle(_derived_seed(config.seed, "shuffle")).repeat()
+    steps = augment.augmentations(config)
+    if steps:
+        # Before the hosts' slice, so that the random numbers depend on the position in the stream alone.
+        stream = stream.random_map(augment.compose(steps), seed=_derived_seed(config.seed, "augment"))
+    collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
+    share = batch_size // hosts
+    return iter(_read_ahead(stream[host::hosts].batch(share, batch_fn=collate), config, share))
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    split: str,
+    config: ml_collections.ConfigDict,
+    *,
+    batch_size: int,
+    max_examples: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+) -> EvaluationBatches:
+    """Returns this host's share of a split in order, as batches that can be gone through again and again.
+
+    Every host gets the same number of batches of the same size, so that collective operations meet: what is missing
+    is padded with zeros (mask: void) and marked valid = 0, index = -1.
+
+    Args:
+      dataset: what to evaluate on.
+      split: one of the dataset's splits.
+      config: `config.data` is read.
+      batch_size: examples per batch of this host.
+      max_examples: only the first so many examples of the split (over all hosts); 0 = all.
+      host: number of this host, 0 ... hosts - 1; it takes the examples host, host + hosts, ...
+      hosts: how many hosts share the split.
+
+    Raises:
+      UserError: a number that makes no sense, an empty split, or (while iterating) a malformed example.
+    """
+    _check_hosts(host, hosts)
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} for split {split!r} must be at least 1.")
+    if max_examples < 0:
+        raise UserError(f"max_examples={max_examples} for split {split!r} must be positive, or 0 for all.")
+    return EvaluationBatches(_CheckedSource(dataset, config, split), config, batch_size, max_examples, host, hosts)
+
+
+class EvaluationBatches:
+    """Re-iterable sequence of batches over a split; see `evaluation_batches`. `num_examples` counts over all hosts."""
+
+    def __init__(self, source, config, batch_size, max_examples, host, hosts):
+        self.num_examples = min(len(source), max_examples or len(source))
+        per_host = math.ceil(self.num_examples / hosts)
+        self._length = math.ceil(per_host / batch_size)
+        padded = _PaddedShare(source, self.num_examples, self._length * batch_size, host, hosts)
+        collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
+        batches = grain.MapDataset.source(padded).batch(batch_size, batch_fn=collate)
+        self._batches = _read_ahead(batches, config, batch_size)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
+
+def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Returns (images - mean) / std per channel.
+
+    Args:
+      images: uint8 (or float on the scale 0..255) [..., H, W, 3].
+      mean: of each channel, on the scale 0..255.
+      std: of each channel, on the same scale; positive.
+
+    Returns:
+      float32, same shape.
+
+    Raises:
+      UserError: mean or std has not three entries, or a std is not positive.
+    """
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise UserError(
+            f"config.data.mean={tuple(mean)} and config.data.std={tuple(std)} must have three entries each, "
+            "one per channel, and every std must be positive."
+        )
+    # One row of pixels at a time: broadcasting over the last axis of 3 alone is several times slower in numpy.
+    *leading, width, channels = images.shape
+    rows = images.reshape(*leading, width * channels)  # [..., H, W * 3]
+    result = rows - np.tile(np.asarray(mean, np.float32), width)
+    result /= np.tile(np.asarray(std, np.float32), width)
+    return result.reshape(images.shape)
+
+
+class _CheckedSource:
+    """A split as Grain reads it: items with `position` added and `id` dropped, each held against the contract."""
+
+    def __init__(self, dataset: Dataset, config: ml_collections.ConfigDict, split: str):
+        self.info = dataset.info
+        if config.data.image_size != self.info.image_size:
+            raise UserError(
+                f"Dataset {self.info.name!r} gives images of {self.info.image_size} px, "
+                f"but config.data.image_size={config.data.image_size}."
+            )
+        self._split = split
+        self._source = dataset.source(split)
+        if len(self._source) == 0:
+            raise UserError(f"Split {split!r} of dataset {self.info.name!r} is empty: there is nothing to read.")
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        position = int(position)
+        example = self._source[position]
+        self._check(example)
+        image = example["image"]
+        mask = example["mask"] if self.info.has_masks else np.full(image.shape[:2], VOID, np.uint8)
+        return {"image": image, "label": example["label"], "mask": mask, "valid": 1.0, "index": position}
+
+    def padding(self) -> dict[str, np.ndarray]:
+        """Returns an item that stands for no example."""
+        size = self.info.image_size
+        return {
+            "image": np.zeros((size, size, 3), np.uint8),
+            "label": np.zeros(self.info.num_classes, np.float32),
+            "mask": np.full((size, size), VOID, np.uint8),
+            "valid": 0.0,
+            "index": -1,
+        }
+
+    def _check(self, example: Example) -> None:
+        info, image, label = self.info, example["image"], np.asarray(example["label"])
+        size = (info.image_size, info.image_size)
+        if image.dtype != np.uint8 or image.shape != (*size, 3):
+            self._refuse(example, f"image is {image.dtype} {image.shape}, expected uint8 {(*size, 3)}")
+        if label.shape != (info.num_classes,):
+            self._refuse(example, f"label has shape {label.shape}, expected ({info.num_classes},) for its classes")
+        if not info.has_masks:
+            return
+        if "mask" not in example:
+            self._refuse(example, "there is no mask although the dataset says has_masks=True")
+        mask = example["mask"]
+        if mask.dtype != np.uint8 or mask.shape != size:
+            self._refuse(example, f"mask is {mask.dtype} {mask.shape}, expected uint8 {size}")
+        if ((mask > info.num_classes) & (mask != VOID)).any():
+            self._refuse(example, f"mask holds {int(mask[mask != VOID].max())}, above num_classes={info.num_classes}")
+
+    def _refuse(self, example: Example, what: str) -> None:
+        where = f"Dataset {self.info.name!r}, split {self._split!r}, example {example.get('id', '?')!r}"
+        raise UserError(f"{where}: {what}. Correct the file or the dataset's code.")
+
+
+class _PaddedShare:
+    """The examples host, host + hosts, ... below `num_examples`, followed by padding up to `length` items."""
+
+    def __init__(self, source: _CheckedSource, num_examples: int, length: int, host: int, hosts: int):
+        self._source, self._num_examples, self._length = source, num_examples, length
+        self._host, self._hosts = host, hosts
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        position = self._host + int(index) * self._hosts
+        return self._source[position] if position < self._num_examples else self._source.padding()
+
+
+def _collate(items: Sequence[dict], mean: Sequence[float], std: Sequence[float]) -> Batch:
+    """Stacks items to a batch and normalises the images all at once, which is cheaper than one by one."""
+    valid = np.array([item["valid"] for item in items], np.float32)  # [B]
+    images = normalise(np.stack([item["image"] for item in items]), mean, std)  # [B, H, W, 3]
+    images[valid == 0] = 0
+    return {
+        "image": images,
+        "label": np.stack([item["label"] for item in items]).astype(np.float32, copy=False),  # [B, C]
+        "mask": np.stack([item["mask"] for item in items]),  # [B, H, W]
+        "valid": valid,
+        "index": np.array([item["index"] for item in items], np.int32),  # [B]
+    }
+
+
+def _read_ahead(batches: grain.MapDataset, config: ml_collections.ConfigDict, batch_size: int) -> grain.IterDataset:
+    """Lets `config.data.num_threads` threads make whole batches, holding about `config.data.prefetch` examples."""
+    threads, prefetch = config.data.num_threads, config.data.prefetch
+    if threads < 0 or prefetch < 0:
+        raise UserError(f"config.data.num_threads={threads} and config.data.prefetch={prefetch} must not be negative.")
+    # A thread works on one batch: fewer batches in the buffer than threads would leave threads idle.
+    buffered = max(math.ceil(prefetch / batch_size), threads) if threads and prefetch else 0
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
+
+
+def _check_hosts(host: int, hosts: int) -> None:
+    if not 0 <= host < hosts:
+        raise UserError(f"host={host} of hosts={hosts}: hosts are counted from 0 to hosts - 1.")
+
+
+def _derived_seed(seed: int, purpose: str) -> int:
+    """Returns a 32-bit seed of its own for `purpose`: Grain adds the epoch to it, so neighbours would share epochs."""
+    return int(np.random.SeedSequence([seed % 2**64, *purpose.encode()]).generate_state(1)[0])

@@ -1,0 +1,81 @@
+"""Datasets that TFDS has prepared as array_record files, read at random and without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from selfexplain_jax.types import UserError
+
+
+def records_folder(data_dir: str) -> str:
+    """Returns where prepared datasets lie: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def prepare_command(name: str, folder: str) -> str:
+    """Returns the shell command that prepares the dataset `name` in `folder`."""
+    return f"python -m selfexplain_jax.data.prepare --dataset={name} --data_dir={folder}"
+
+
+class Records:
+    """One split of a prepared dataset: items are dicts of numpy arrays, numbers and bytes, as TFDS decodes them.
+
+    Args:
+      name: of the dataset in TFDS, such as "mnist".
+      split: of that dataset; slices such as "train[:100]" work too.
+      data_dir: see `records_folder`; a folder or a bucket.
+
+    Raises:
+      UserError: the dataset is not there, not as array_record, or (then or while reading) its files are damaged.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str):
+        import tensorflow_datasets as tfds  # Here: most of the house never needs it.
+
+        self.folder = records_folder(data_dir)
+        command = prepare_command(name, self.folder)
+        try:
+            builder = tfds.builder(name, data_dir=self.folder)
+            # An interrupted preparation leaves a folder of another name, or one without a description.
+            prepared = builder.is_prepared() and bool(builder.info.splits)
+        except Exception as error:  # What TFDS raises for a damaged description depends on the damage.
+            raise UserError(
+                f"Dataset {name!r} in {self.folder!r} cannot be opened; its dataset_info.json or features.json is "
+                f"damaged ({error}). Delete it and prepare it again: {command}"
+            ) from error
+        if not prepared:
+            raise UserError(
+                f"Dataset {name!r} is not prepared: looked for {str(builder.data_path)!r} (config.data.data_dir, else "
+                f"$TFDS_DATA_DIR, else ~/tensorflow_datasets). Prepare it with: {command}"
+            )
+        self._what = f"Dataset {name!r}, split {split!r}, in {str(builder.data_path)!r}"
+        self._remedy = f"Delete that folder and prepare it again: {command}"
+        try:
+            self._source = builder.as_data_source(split=split)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{self._what} is not in array_record files ({builder.info.file_format}), the only ones that are read "
+                f"at random. {self._remedy}"
+            ) from error
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns one item. Raises UserError where the file is damaged."""
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns many items at once, which is about seven times faster than one by one."""
+        try:
+            return self._source.__getitems__(list(indices))
+        except Exception as error:  # The reader in C++ and the image decoders raise errors of many kinds.
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"{self._what}: cannot be read, files are damaged or missing ({error}). {self._remedy}")

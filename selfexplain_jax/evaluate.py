@@ -1,0 +1,344 @@
+"""Evaluation of a classifier and its masks over a split: numbers with counts, controls, pictures and results.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+import tqdm
+from absl import logging
+
+import selfexplain_jax
+from selfexplain_jax.data.pipeline import evaluation_batches
+from selfexplain_jax.metrics import add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
+from selfexplain_jax.models import masking
+from selfexplain_jax.pictures import overlay, save_grid
+from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, UserError
+
+PICTURE_CLASSES = 3
+"""Present classes of a multi-label image that get a picture of their own mask, at most."""
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "scikit-learn")
+"""Packages whose versions stand in results.json."""
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    config: ml_collections.ConfigDict,
+    *,
+    pictures_dir: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """Returns the metrics of a predictor on `config.data.eval_split`.
+
+    Without masks in the dataset, or without a predictor that explains itself, the numbers that need them are absent and
+    the log says so. On many hosts each evaluates the whole split and gets the same result.
+
+    Args:
+      predictor: what to evaluate.
+      dataset: it and the predictor must agree on classes and image size.
+      config: `config.data`, `config.evaluation` and `config.seed` are read.
+      pictures_dir: folder that gets `pictures.png`; None: no pictures.
+
+    Returns:
+      {name: number, or list for a curve}, and "counts" {name: examples (or pairs of example and class) behind the
+      number} and, for data with masks, "controls" {control: {name: number}}.
+
+    Raises:
+      UserError: the predictor and the dataset disagree, an example has no label, or a score or a mask is not finite
+        or has the wrong size.
+    """
+    info, settings = dataset.info, config.evaluation
+    _check(predictor, config, info)
+    batches = evaluation_batches(
+        dataset, config.data.eval_split, config, batch_size=settings.batch_size, max_examples=settings.max_examples
+    )
+    if predictor.masks is None:
+        logging.info("The model makes no masks: classification alone is evaluated.")
+    elif not info.has_masks:
+        logging.info("Dataset %r has no masks: segmentation and localisation are left out.", info.name)
+    classifiers = None
+    if predictor.masks is not None and settings.audit:
+        logging.info("Training the classifiers of the encoding audit, %d steps each.", settings.audit_steps)
+        classifiers = audit.train_audit(lambda batch: view.target_mask(predictor, batch), dataset, config)
+
+    pairs, tables, drawn = {}, [], []
+    # Evenly spaced, because many splits are sorted by class.
+    shown = min(settings.pictures if pictures_dir is not None else 0, batches.num_examples)
+    to_draw = set(np.linspace(0, batches.num_examples - 1, shown).round().astype(int).tolist())
+    for step, batch in enumerate(tqdm.tqdm(batches, desc="evaluate", disable=not sys.stderr.isatty())):
+        seen = view.look(predictor, view.fill_padding(batch), config, info, step)
+        pairs = add(pairs, _classification(seen))
+        if predictor.masks is not None:
+            pairs = add(pairs, _parts(seen) | _swaps(predictor, seen, config, info, step))
+            if info.has_masks:
+                pairs = add(pairs, _localisation(seen, info))
+        if classifiers is not None:
+            pairs = add(pairs, _audit(classifiers, seen, info))
+        real = np.flatnonzero(seen.batch["valid"] > 0)
+        tables.append((seen.predictions["image"].probabilities[real], seen.batch["label"][real]))
+        drawn += [_picture_row(seen, row, config, info) for row in real if int(seen.batch["index"][row]) in to_draw]
+    if drawn:
+        _draw(pathlib.Path(pictures_dir) / "pictures.png", drawn)
+    return _finish(pairs, tables, info)
+
+
+def write_results(
+    path: str | os.PathLike,
+    config: ml_collections.ConfigDict,
+    metrics: Mapping[str, Any],
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes results.json: metrics, counts, config, seed, commit, dirty, versions, and what is in `extra`.
+
+    The file appears whole or not at all.
+
+    Args:
+      path: file to write; its folder is made.
+      config: what made the numbers.
+      metrics: from `evaluate`; its "counts" are moved to the top.
+      extra: further top-level entries; "train_seconds" and "steps" also go to the metrics.
+
+    Raises:
+      UserError: a metric or an extra entry is NaN or infinite, or an extra entry has the name of another one.
+    """
+    metrics, extra = dict(metrics), dict(extra or {})
+    counts = metrics.pop("counts", {})
+    metrics |= {name: extra[name] for name in ("train_seconds", "steps") if name in extra}
+    commit, dirty = _commit()
+    results = {
+        "metrics": _finite(metrics, "metrics"),
+        "counts": _finite(counts, "counts"),
+        "seed": int(config.seed),
+        "commit": commit,
+        "dirty": dirty,
+        "versions": _versions(),
+        # An infinite pooling temperature is a fair setting, so the config's numbers may be what JSON cannot say.
+        "config": _with_text_for_infinity(config.to_dict()),
+    }
+    clash = sorted(set(results) & set(extra))
+    if clash:
+        raise UserError(f"extra holds {clash}, which results.json already has: rename them.")
+    results |= _finite(extra, "extra")
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_results(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the content of a results.json.
+
+    Raises:
+      UserError: the file does not exist or is not the JSON of an evaluation.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"Results file {str(path)!r} does not exist. An evaluation writes it: --mode=evaluate.")
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"Results file {str(path)!r} is not JSON ({error}). Evaluate again.") from error
+    if not isinstance(results, dict) or "metrics" not in results:
+        raise UserError(f"Results file {str(path)!r} has no entry 'metrics': it is not from an evaluation.")
+    return results
+
+
+def _check(predictor: Predictor, config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
+    if tuple(predictor.class_names) != tuple(info.class_names) or predictor.image_size != info.image_size:
+        raise UserError(
+            f"The predictor knows {predictor.num_classes} classes at {predictor.image_size} px, but dataset "
+            f"{info.name!r} has {info.num_classes} at {info.image_size} px, or their names differ."
+        )
+    masking.check_infills((config.evaluation.infill,), "config.evaluation.infill")
+
+
+def _classification(seen: view.View) -> dict[str, SumCount]:
+    label, valid, image = seen.batch["label"], seen.batch["valid"], seen.predictions["image"]
+    return {
+        "accuracy": classification.accuracy_sums(image.decided, label, valid),
+        "label_confusion": (classification.label_confusion(image.decided, label, valid), 0),
+    }
+
+
+def _parts(seen: view.View) -> dict[str, SumCount]:
+    label, valid, predictions = seen.batch["label"], seen.batch["valid"], seen.predictions
+    shown = {"object_accuracy": "object", "background_accuracy": "background"}
+    shown |= {f"object_accuracy_{infill}": f"object_{infill}" for infill in masking.INFILLS}
+    if "ground_truth" in predictions:
+        shown["object_accuracy_ground_truth"] = "ground_truth"
+    sums = {name: classification.accuracy_sums(predictions[part].decided, label, valid) for name, part in shown.items()}
+    on_object, on_background = (predictions[part].probabilities for part in ("object", "background"))
+    return sums | parts.part_sums(seen.target, on_object, on_background, label, valid)
+
+
+def _swaps(
+    predictor: Predictor, seen: view.View, config: ml_collections.ConfigDict, info: DatasetInfo, step: int
+) -> dict[str, SumCount]:
+    batch, infill = seen.batch, config.evaluation.infill
+    partner, exists = (np.asarray(array) for array in audit.swap_partners(batch["label"], batch["valid"]))
+    masks = {"": seen.target} | ({"_ground_truth": seen.truth} if info.has_masks else {})
+    sums = {}
+    for suffix, mask in masks.items():
+        pasted = parts.shown(batch["image"][partner], mask, mask[partner], infill, config.seed, step)
+        prediction = view.predict(predictor, np.asarray(pasted), batch, info, f"images under swapped masks{suffix}")
+        sums |= audit.swap_sums(prediction.decided, batch["label"], partner, exists, batch["valid"], suffix)
+    return sums
+
+
+def _localisation(seen: view.View, info: DatasetInfo) -> dict[str, SumCount]:
+    label, valid, mask = (seen.batch[name] for name in ("label", "valid", "mask"))
+    # Present classes come first among the candidates: one map per image will do where one class is present.
+    present = seen.class_ids.shape[1] if info.multilabel else 1
+    class_ids, masks = seen.class_ids[:, :present], seen.masks[:, :present]
+    sums = dict(mask_sums(seen.target, seen.truth, seen.weight, valid))
+    sums |= class_sums(masks, class_ids, label, mask, valid, info.num_classes)
+    predicted = parts.union_of_classes(seen.masks, seen.class_ids, seen.predictions["image"].decided)
+    sums["iou_predicted"] = mask_sums(predicted, seen.truth, seen.weight, valid)["iou"]
+    classes = segmentation.class_map(seen.masks, seen.class_ids)
+    sums["pixel_confusion"] = (segmentation.pixel_confusion(classes, mask, valid, info.num_classes), 0)
+
+    targets = segmentation.control_maps(seen.truth)
+    of_classes = segmentation.control_maps(segmentation.class_truth(mask, class_ids))
+    for name in targets:
+        control = dict(mask_sums(targets[name], seen.truth, seen.weight, valid))
+        control |= class_sums(of_classes[name], class_ids, label, mask, valid, info.num_classes)
+        sums |= {f"controls/{name}/{metric}": pair for metric, pair in control.items()}
+    return sums
+
+
+def _audit(classifiers: audit.AuditClassifiers, seen: view.View, info: DatasetInfo) -> dict[str, SumCount]:
+    return audit.audit_sums(
+        classifiers,
+        seen.batch["label"],
+        seen.batch["valid"],
+        info.multilabel,
+        images=seen.batch["image"],
+        object_images=seen.shown["object"],
+        mask=seen.target,
+        truth=seen.truth if info.has_masks else None,
+        truth_images=seen.shown.get("ground_truth"),
+    )
+
+
+def _finish(pairs: Mapping[str, SumCount], tables: list, info: DatasetInfo) -> dict[str, Any]:
+    """Divides the sums, and adds what needs the whole data set at once."""
+    pairs = dict(pairs)
+    label_confusion, pixel_confusion = pairs.pop("label_confusion")[0], pairs.pop("pixel_confusion", (None, 0))[0]
+    probabilities, label = (np.concatenate(arrays) for arrays in zip(*tables, strict=True))  # [N, C] each
+    metrics: dict[str, Any] = {"counts": {"examples": len(label)}}
+    if info.multilabel:
+        metrics["label_f1_macro"], metrics["label_f1_micro"] = classification.label_f1(label_confusion)
+        metrics["mean_average_precision"] = classification.mean_average_precision(probabilities, label)
+    if pixel_confusion is not None:
+        metrics["miou"] = segmentation.mean_iou(pixel_confusion)
+    for path, pair in pairs.items():
+        *control, name = path.removeprefix("controls/").split("/")
+        value = mean(pair)
+        if not control:
+            metrics["counts"][name] = int(np.sum(pair[1]))
+        if value is None:
+            logging.warning("No example has what %r asks for: it is left out of the results.", path)
+            continue
+        table = metrics.setdefault("controls", {}).setdefault(control[0], {}) if control else metrics
+        table[name] = value
+    for name in ("mask_only_accuracy", "swap_owner_rate"):
+        if name in metrics and f"{name}_ground_truth" in metrics:
+            gap = metrics[name] - metrics[f"{name}_ground_truth"]
+            metrics[f"{name.removesuffix('_accuracy').removesuffix('_rate')}_gap"] = gap
+    return metrics
+
+
+def _picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, Any]:
+    """Returns {"title": true classes, "pictures": {column: array or None}, "titles": {column: text}} of an example."""
+
+    def visible(images):
+        pixels = images[row] * np.asarray(config.data.std) + np.asarray(config.data.mean)
+        return np.clip(pixels / 255, 0, 1).astype(np.float32)
+
+    def text(prediction):
+        best = np.flatnonzero(prediction.decided[row])[:PICTURE_CLASSES]
+        return "\n".join(f"{info.class_names[c]} {prediction.probabilities[row, c]:.2f}" for c in best) or "none"
+
+    batch, predictions = seen.batch, seen.predictions
+    image = visible(batch["image"])
+    pictures, titles = {"image": image}, {"image": text(predictions["image"])}
+    if info.has_masks:
+        pictures["ground truth"] = np.where(seen.weight[row] > 0, seen.truth[row], 0.5)
+    if seen.target is not None:
+        pictures |= {"target mask": seen.target[row], "overlay": overlay(image, seen.target[row])}
+        for part in ("object", "background"):
+            pictures[part], titles[part] = visible(seen.shown[part]), text(predictions[part])
+        for place in range(min(PICTURE_CLASSES, seen.class_ids.shape[1]) if info.multilabel else 0):
+            class_id, column = seen.class_ids[row, place], f"class {place + 1}"
+            present = batch["label"][row, class_id] > 0
+            pictures[column] = seen.masks[row, place] if present else None
+            titles[column] = info.class_names[class_id] if present else ""
+    names = [info.class_names[c] for c in np.flatnonzero(batch["label"][row])]
+    return {"title": "\n".join(names[:PICTURE_CLASSES]), "pictures": pictures, "titles": titles}
+
+
+def _draw(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    columns = {column: [row["pictures"][column] for row in rows] for column in rows[0]["pictures"]}
+    titles = {column: [row["titles"][column] for row in rows] for column in rows[0]["titles"]}
+    save_grid(path, columns, [row["title"] for row in rows], titles)
+
+
+def _finite(value: Any, name: str) -> Any:
+    """Returns plain JSON values; refuses NaN and infinity by name."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
+        value = np.asarray(value).tolist()
+    if isinstance(value, list | tuple):
+        return [_finite(item, f"{name}[{place}]") for place, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}: results.json takes finite numbers only. Find out where it comes from.")
+    return value
+
+
+def _with_text_for_infinity(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_for_infinity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_text_for_infinity(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _versions() -> dict[str, str | None]:
+    versions = {"python": platform.python_version(), "selfexplain_jax": selfexplain_jax.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Returns (commit, whether files differ from it) of the repository this file is tracked in, else (None, None)."""
+    file = pathlib.Path(__file__).resolve()
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=file.parent, capture_output=True, text=True, check=True).stdout
+
+    try:
+        # An installed copy may lie in somebody else's repository, whose commit would say nothing about this code.
+        git("ls-files", "--error-unmatch", file.name)
+        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain").strip())
+    except (OSError, subprocess.CalledProcessError):
+        return None, None

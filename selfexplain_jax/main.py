@@ -1,0 +1,229 @@
+"""Command line: flags, distributed start, dispatch. All else can be imported from a notebook.
+
+  python -m selfexplain_jax.main --config=configs/synthetic.py
+  python -m selfexplain_jax.main --config=configs/synthetic.py --config.train.steps=500 --workdir=runs/short
+  python -m selfexplain_jax.main --config=configs/synthetic.py --mode=evaluate
+  python -m selfexplain_jax.main --config=configs/synthetic.py --mode=explain --images=photos/
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from selfexplain_jax import benchmark, evaluate, explain
+from selfexplain_jax import compile as compile_check
+from selfexplain_jax.config import load_config
+from selfexplain_jax.training import loop
+from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.state import make_predictor
+from selfexplain_jax.types import UserError
+
+MODES = ("train", "evaluate", "explain", "compile", "benchmark")
+
+
+def define_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags there are, not parsed yet. They belong to this call alone, so a notebook may call `run` many times."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "The experiment: a file of configs/, or file:variant. --config.train.steps=10 overrides one of its fields.",
+        flag_values=values,
+        sys_argv=list(argv),
+    )
+    define = {"flag_values": values}
+    flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/NAME or runs/NAME_VARIANT.", **define)
+    flags.DEFINE_enum("mode", "train", MODES, "train goes on where an earlier run of that folder stopped.", **define)
+    flags.DEFINE_list("images", [], "--mode=explain: photos or folders of photos, with commas between them.", **define)
+    flags.DEFINE_list("classes", [], "--mode=explain: classes to show, name or number (those predicted).", **define)
+    flags.DEFINE_string("what", "all", "--mode=benchmark: pipeline, train or all.", **define)
+    flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of process 0, or auto.", **define)
+    flags.DEFINE_integer("num_processes", None, "Many processes: how many.", **define)
+    flags.DEFINE_integer("process_id", None, "Many processes: number of this one, from 0.", **define)
+    flags.DEFINE_boolean("help", False, "Shows this.", short_name="h", **define)
+    return values
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Does what the command line says; returns the exit code: 0, 1 for bad input, 130 or 143 when stopped."""
+    try:
+        values = parse_flags(list(sys.argv if argv is None else argv))
+        if values.help:
+            print(f"{__doc__}\nFlags:{values.get_help()}")
+            return 0
+        keep_compiled_programs()
+        mesh_lib.distributed_start(values.coordinator_address, values.num_processes, values.process_id)
+        dispatch(values)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def dispatch(values: flags.FlagValues) -> None:
+    """Runs what --mode names.
+
+    Raises:
+      UserError: bad input of any kind.
+      Stopped: a signal ended the training, which is saved.
+    """
+    config, workdir = values.config, values.workdir or default_workdir(values["config"].config_filename)
+    if values.mode == "train":
+        result = loop.train(config, workdir)
+        if config.train.evaluate:
+            evaluate_and_write(config, workdir, result)
+    elif values.mode == "evaluate":
+        evaluate_and_write(config, workdir, loop.restore(config, workdir))
+    elif values.mode == "explain":
+        if not values.images:
+            raise UserError("--mode=explain needs --images=PHOTO_OR_FOLDER[,ANOTHER...].")
+        explain_photos(config, workdir, loop.restore(config, workdir), values.images, values.classes)
+    elif values.mode == "compile":
+        compile_check.compile_step(config, workdir)
+    else:
+        benchmark.run(config, workdir, values.what)
+
+
+def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: loop.TrainResult) -> None:
+    """Evaluates a trained network, writes WORKDIR/results.json and pictures, and says where they are."""
+    folder = pathlib.Path(workdir).expanduser()
+    predictor = make_predictor(config, result.dataset.info, result.model, result.state)
+    first = jax.process_index() == 0
+    metrics = evaluate.evaluate(predictor, result.dataset, config, pictures_dir=folder / "pictures" if first else None)
+    if first:
+        extra = {"steps": result.step, "train_seconds": result.train_seconds}
+        evaluate.write_results(folder / "results.json", config, metrics, extra=extra)
+        print(f"Results: {folder / 'results.json'}\nPictures: {folder / 'pictures'}")
+
+
+def explain_photos(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    result: loop.TrainResult,
+    images: Sequence[str],
+    classes: Sequence[str] = (),
+) -> None:
+    """Explains photos with a trained network; writes WORKDIR/explained and says so."""
+    predictor = make_predictor(config, result.dataset.info, result.model, result.state)
+    output_dir = pathlib.Path(workdir).expanduser() / "explained"
+    explain.explain_folder(predictor, config, images=images, output_dir=output_dir, classes=classes)
+    print(f"Explanations: {output_dir}")
+
+
+def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags with the values of a command line.
+
+    Raises:
+      UserError: an unknown flag or config field (the message names the nearest one), a value of the wrong type, a
+        config that is missing or fails.
+    """
+    values = define_flags(argv)
+    spec = _value_of(argv, "config")
+    if spec is not None:
+        check_fields(argv, _load(spec))
+    try:
+        rest = values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{_first_line(error)} See --help.") from error
+    # Libraries with absl flags of their own refuse to work before somebody has parsed them.
+    flags.FLAGS.mark_as_parsed()
+    if spec is None and not values.help:
+        raise UserError("--config is missing: name an experiment, for instance --config=configs/synthetic.py.")
+    if len(rest) > 1:
+        raise UserError(f"Do not know what to do with {' '.join(rest[1:])}: every argument is a flag, --name=value.")
+    return values
+
+
+def check_fields(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
+    """Holds every --config.FIELD of the command line against the config.
+
+    Raises:
+      UserError: there is no such field; names the nearest.
+    """
+    known = _field_names(config)
+    for argument in argv[1:]:
+        if argument == "--":
+            return
+        name, dashes = argument.lstrip("-").partition("=")[0], argument.startswith("-")
+        if not dashes or not name.startswith("config.") or name.removeprefix("config.") in known:
+            continue
+        nearest = difflib.get_close_matches(name.removeprefix("config."), known, n=1, cutoff=0.0)
+        raise UserError(
+            f"There is no field --{name}. The nearest one is --config.{nearest[0]}. (Terms of the objective and "
+            "options of the dataset can be overridden if the config file names them.)"
+        )
+
+
+def default_workdir(spec: str) -> str:
+    """runs/NAME for path/NAME.py, runs/NAME_VARIANT for path/NAME.py:VARIANT."""
+    path, _, variant = spec.partition(":")
+    # A variant may hold what a folder's name should not.
+    variant = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in variant)
+    return str(pathlib.Path("runs") / "_".join(filter(None, (pathlib.Path(path).stem, variant))))
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs for the next process, in ~/.cache unless JAX_COMPILATION_CACHE_DIR is set."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "selfexplain_jax" / "jax"))
+
+
+def _load(spec: str) -> ml_collections.ConfigDict:
+    try:
+        return load_config(spec)
+    except UserError:
+        raise
+    except Exception as error:
+        # A config file is the user's own code: any kind of error may come out of it.
+        raise UserError(f"Config {spec} fails with {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _value_of(argv: Sequence[str], flag: str) -> str | None:
+    """The last value of --flag=value or --flag value."""
+    value = None
+    for argument, following in zip(argv[1:], [*argv[2:], None], strict=True):
+        if argument == "--":
+            break
+        name, equals, given = argument.partition("=")
+        if name in (f"--{flag}", f"-{flag}"):
+            value = given if equals else following
+    return value
+
+
+def _field_names(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in config.items():
+        names.append(prefix + key)
+        if isinstance(value, ml_collections.ConfigDict):
+            names += _field_names(value, f"{prefix}{key}.")
+    return names
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in one line; ml_collections puts the name of the nearest field into the last one."""
+    text = str(error.args[0]) if isinstance(error, KeyError | AttributeError) and error.args else str(error)
+    lines = [line.strip() for line in text.replace("\\n", "\n").splitlines() if line.strip()] or [type(error).__name__]
+    first = lines[0].split(" Other fields present:")[0]
+    hint = [line for line in lines[1:] if line.startswith("Did you mean")]
+    return " ".join(part if part.endswith((".", "?")) else part + "." for part in [first, *hint])
+
+
+if __name__ == "__main__":
+    sys.exit(run())

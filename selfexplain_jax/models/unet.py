@@ -1,0 +1,178 @@
+"""The U-Net of the Self-Explainer: an image in, one logit map per class out, and nothing else that classifies."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from selfexplain_jax.models import masking, pooling
+from selfexplain_jax.types import DatasetInfo, UserError
+
+NORMS = ("group", "batch", "none")
+STRIDES = (1, 2, 4, 8)
+
+
+def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
+    """[B, H, W, K] to [B, H / factor, W / factor, K factor^2]: each cell holds its block of pixels, row by row."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // factor, factor, width // factor, factor, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H / f, W / f, f, f, K]
+    return x.reshape(batch, height // factor, width // factor, factor * factor * channels)
+
+
+def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
+    """[B, h, w, K factor^2] to [B, h factor, w factor, K]: the inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, factor, factor, channels // factor**2)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, h, f, w, f, K]
+    return x.reshape(batch, height * factor, width * factor, channels // factor**2)  # [B, h f, w f, K]
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """[B, h, w, K] to [B, 2 h, 2 w, K] by repetition: a broadcast, which is far faster on CPU than a resize."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)  # [B, 2 h, 2 w, K]
+
+
+def local_contrast(images: jax.Array, sigma: float = 4.0, floor: float = 0.1) -> jax.Array:
+    """(x - mean) / (std + floor), mean and standard deviation (over space and colour) in a Gaussian window.
+
+    What is left of [B, H, W, 3] is texture and edges at unit contrast, whatever the colours: a network that must name
+    textures whose colours are random sits at chance for thousands of steps where the colours' share of the input drowns
+    them. (Jarrett et al., ICCV 2009, section 2.)
+    """
+    centred = images - masking.blur(images, sigma)
+    variance = masking.blur(jnp.square(centred).mean(axis=-1, keepdims=True), sigma)
+    return centred / (jnp.sqrt(variance + 1e-6) + floor)
+
+
+class Norm(nn.Module):
+    """Group normalisation (8 channels a group), batch normalisation over the global batch, or none."""
+
+    kind: str
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """Normalises [B, h, w, K]; `train` matters to batch normalisation alone."""
+        if self.kind == "group":
+            return nn.GroupNorm(num_groups=None, group_size=min(8, x.shape[-1]), dtype=self.dtype)(x)
+        if self.kind == "batch":
+            return nn.BatchNorm(use_running_average=not train, momentum=0.95, dtype=self.dtype)(x)
+        return x
+
+
+class ResidualConv(nn.Module):
+    """x + conv3x3(relu(norm(x)))."""
+
+    norm: str
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """[B, h, w, K] to [B, h, w, K]."""
+        h = nn.relu(Norm(self.norm)(x, train))
+        return x + nn.Conv(x.shape[-1], (3, 3))(h)
+
+
+class UNet(nn.Module):
+    """Residual U-Net; returns `(scores [B, C], endpoints)` with endpoints["logit_maps"] [B, H / stride, W / stride, C].
+
+    Images enter by space-to-depth with the stem stride, and the logit maps leave by depth-to-space to the mask stride:
+    every layer works at a low resolution with many channels, which costs a fraction of a full-resolution level.
+    Down: space-to-depth and a 1x1 convolution (a 2x2 convolution with stride 2). Up: a 1x1 convolution, repetition, and
+    the sum with the encoder's features of that level. Both have gradients that are matrix products, fast everywhere.
+
+    Attributes:
+      num_classes: C.
+      widths: channels per level, the first at the stem stride.
+      encoder_depth, decoder_depth: 3x3 convolutions per level.
+      stem_stride: pixels per cell of the first level; a multiple of the mask stride.
+      mask_stride: pixels per cell of the logit maps.
+      norm: one of NORMS.
+      local_contrast: the network sees `local_contrast(images)` in place of the images.
+      pooling, pooling_temperature: see `models/pooling.py`.
+      bias: initial logit of every cell.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...]
+    encoder_depth: int = 2
+    decoder_depth: int = 1
+    stem_stride: int = 4
+    mask_stride: int = 2
+    norm: str = "group"
+    local_contrast: bool = True
+    pooling: str = "softmax"
+    pooling_temperature: float = 1.0
+    bias: float = -2.0
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False):
+        """Images [B, H, W, 3], H and W divisible by `size_divisor(self)`."""
+        x = local_contrast(images) if self.local_contrast else images
+        x = space_to_depth(x, self.stem_stride)  # [B, H / stem, W / stem, 3 stem^2]
+        x = nn.Conv(self.widths[0], (3, 3), name="stem")(x)
+        skips = []
+        for level, width in enumerate(self.widths):
+            if level > 0:
+                x = nn.Dense(width, name=f"down{level}")(space_to_depth(x, 2))
+            for i in range(self.encoder_depth):
+                x = ResidualConv(self.norm, name=f"encoder{level}_{i}")(x, train)
+            skips.append(x)
+        for level in reversed(range(len(self.widths) - 1)):
+            x = nn.relu(Norm(self.norm, name=f"up_norm{level}")(x, train))
+            x = skips[level] + upsample_nearest(nn.Dense(self.widths[level], name=f"up{level}")(x))
+            for i in range(self.decoder_depth):
+                x = ResidualConv(self.norm, name=f"decoder{level}_{i}")(x, train)
+        x = nn.relu(Norm(self.norm, name="head_norm")(x, train))
+        factor = self.stem_stride // self.mask_stride
+        bias = nn.initializers.constant(self.bias)
+        logit_maps = nn.Dense(self.num_classes * factor**2, name="head", bias_init=bias)(x)
+        logit_maps = depth_to_space(logit_maps.astype(jnp.float32), factor)  # [B, H / stride, W / stride, C]
+        scores = pooling.pool(logit_maps, self.pooling, self.pooling_temperature)
+        return scores, {"logit_maps": logit_maps, "features": x}
+
+
+def size_divisor(stem_stride: int, widths: tuple[int, ...]) -> int:
+    """What the image size must be divisible by: the stem stride, doubled once per level after the first."""
+    return stem_stride * 2 ** (len(widths) - 1)
+
+
+def build_unet(config, info: DatasetInfo) -> UNet:
+    """The U-Net that `config.model` describes, for that dataset.
+
+    Raises:
+      UserError: unknown norm, pooling or stride, or an image size that the levels cannot halve.
+    """
+    options = config.model
+    if options.norm not in NORMS:
+        raise UserError(f"config.model.norm = {options.norm!r} is unknown. Choose one of {NORMS}.")
+    stem, stride = options.stem_stride, options.mask_stride
+    if stride not in STRIDES or stem not in STRIDES or stem < stride:
+        raise UserError(
+            f"config.model.stem_stride = {stem} with mask_stride = {stride} is not possible: both are of {STRIDES}, and "
+            "the stem's is not the smaller."
+        )
+    if options.pooling not in pooling.POOLS:
+        raise UserError(f"config.model.pooling = {options.pooling!r} is unknown. Choose one of {sorted(pooling.POOLS)}.")
+    divisor = size_divisor(stem, options.widths)
+    if info.image_size % divisor:
+        raise UserError(
+            f"Image size {info.image_size} is not divisible by {divisor}, as stem_stride {stem} and "
+            f"{len(options.widths)} levels need. Set config.data.image_size to a multiple of {divisor}, or shorten "
+            "config.model.widths."
+        )
+    return UNet(
+        num_classes=info.num_classes,
+        widths=tuple(options.widths),
+        encoder_depth=options.encoder_depth,
+        decoder_depth=options.decoder_depth,
+        stem_stride=stem,
+        mask_stride=stride,
+        norm=options.norm,
+        local_contrast=options.local_contrast,
+        pooling=options.pooling,
+        pooling_temperature=float(options.pooling_temperature),
+    )

@@ -1,0 +1,152 @@
+"""Terms of the objective. Each is `term(outputs, label, **options) -> [B]`; it is reduced once and weighted in compose.
+
+`outputs` is the dict that `training/steps.py` fills, all float32:
+  scores [B, C]               class scores of the image pass, z(x)
+  target_logits [B, h, w]     max_{c in y} s_c;   target_mask [B, h, w] its sigmoid, m
+  non_target_logits [B, h, w] max_{c not in y} s_c; non_target_mask [B, h, w] its sigmoid, n
+  logit_maps [B, h, w, C]     s
+  image [B, h, w, 3]          the image at the maps' resolution
+  object_scores [B, K, C]     z(x|m) or, one class at a time, z(x|S_c)
+  object_label [B, K, C]      the classes shown there; object_valid [B, K] whether a class was shown
+  background_scores [B, C]    z(x|1-m)
+  evaluator_scores [B, C]     z(x|m') for a mask m' that does not know the label
+`link` ("softmax" or "sigmoid") says how scores become probabilities. N = h w.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def cross_entropy(scores: jax.Array, label: jax.Array, link: str) -> jax.Array:
+    """CE(z, y), or mean_c BCE(z_c, y_c) under the sigmoid link: [..., C] and targets in [0, 1] to [...]."""
+    if link == "softmax":
+        label = label / jnp.maximum(label.sum(axis=-1, keepdims=True), 1e-6)
+        return optax.softmax_cross_entropy(scores, label)
+    return optax.sigmoid_binary_cross_entropy(scores, label).mean(axis=-1)
+
+
+def classification(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
+    """CE(z(x), y), or mean_c BCE: the image pass names the classes."""
+    return cross_entropy(outputs["scores"], label, link)
+
+
+def ranking(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
+    """CE(softmax z(x), y / |y|): present classes above absent ones.
+
+    Beside the sigmoid link's BCE, whose start is a plateau: there every class first learns its own rarity, and the
+    gradient that tells classes apart is small beside it.
+    """
+    del link
+    return (label.sum(axis=-1) > 0) * cross_entropy(outputs["scores"], label, "softmax")
+
+
+def relative_target(scores: jax.Array, label: jax.Array, shown: jax.Array, link: str) -> jax.Array:
+    """What the first pass said, as the target of the object pass; no gradient.
+
+    softmax: p = softmax z(x). sigmoid: p = sigmoid z(x), with the logits of present classes that are not shown replaced
+    by the mean logit of the absent ones. Scores and label [B, C], shown [B, K, C] to [B, K, C].
+    """
+    scores = jax.lax.stop_gradient(scores)
+    if link == "softmax":
+        return jnp.broadcast_to(jax.nn.softmax(scores)[:, None, :], shown.shape)
+    absent = 1.0 - label
+    mean_absent = (absent * scores).sum(axis=-1, keepdims=True) / jnp.maximum(absent.sum(axis=-1, keepdims=True), 1.0)
+    hidden = label[:, None, :] * (1.0 - shown)
+    return jax.nn.sigmoid(jnp.where(hidden > 0, mean_absent[:, None, :], scores[:, None, :]))
+
+
+def object(outputs: dict, label: jax.Array, *, link: str, target: str = "absolute") -> jax.Array:  # noqa: A001
+    """CE(p, z(x|m)): the object alone is still the class.
+
+    target "absolute": p is the label of what is shown. "relative": p is the first pass's answer (`relative_target`).
+    """
+    shown = outputs["object_label"]
+    wanted = shown if target == "absolute" else relative_target(outputs["scores"], label, shown, link)
+    loss = cross_entropy(outputs["object_scores"], wanted, link)  # [B, K]
+    valid = outputs["object_valid"]
+    return (valid * loss).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1.0)
+
+
+def background(outputs: dict, label: jax.Array, *, link: str, form: str = "auto") -> jax.Array:
+    """In the background there is nothing.
+
+    form "absent": sum_c BCE(z_c, 0), q = sigmoid z. "uniform": KL(uniform || q), "entropy": log C - H(q), with
+    q = softmax z(x|1-m). "auto": absent under the sigmoid link, uniform under softmax.
+    """
+    del label
+    scores = outputs["background_scores"]
+    if form == "absent" or (form == "auto" and link == "sigmoid"):
+        return jax.nn.softplus(scores).sum(axis=-1)
+    log_q = jax.nn.log_softmax(scores)
+    log_classes = jnp.log(scores.shape[-1])
+    if form == "entropy":
+        return log_classes + (jnp.exp(log_q) * log_q).sum(axis=-1)
+    return -log_q.mean(axis=-1) - log_classes
+
+
+def evaluator(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
+    """CE(z(x|m'), y), or BCE: the network must read pixels under masks that know nothing of the label (EVAL-X)."""
+    return cross_entropy(outputs["evaluator_scores"], label, link)
+
+
+def area_target(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
+    """mean_u m(u)."""
+    del label, link
+    return outputs["target_mask"].mean(axis=(1, 2))
+
+
+def area_non_target(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
+    """mean_u n(u)."""
+    del label, link
+    return outputs["non_target_mask"].mean(axis=(1, 2))
+
+
+def area_bounds(
+    outputs: dict, label: jax.Array, *, link: str, lower: float = 0.05, upper: float = 0.3, max_classes: int = 3
+) -> jax.Array:
+    """Mean over present classes of [aN - T_aN + T_N - T_bN] / N, with T_k the sum of the k largest cells of S_c.
+
+    The a N largest cells are pulled to 1, all beyond the b N largest to 0; equal to the sorted-mask loss of the
+    predecessors (Stalder et al. 2022, eq. 8 to 10), which sums over classes where this takes the mean. At most
+    `max_classes` present classes are looked at, those with the lowest index first.
+    """
+    del link
+    k = min(max_classes, label.shape[1])
+    present, class_ids = jax.lax.top_k(label, k)  # [B, k]
+    maps = jnp.take_along_axis(outputs["logit_maps"], class_ids[:, None, None, :], axis=-1)  # [B, h, w, k]
+    batch, height, width, _ = maps.shape
+    cells = height * width
+    masks = jax.nn.sigmoid(maps).reshape(batch, cells, k).transpose(0, 2, 1)  # [B, k, N]
+    a, b = round(lower * cells), round(upper * cells)
+    top = jax.lax.top_k(masks, b)[0]  # [B, k, bN], largest first
+    loss = (a - top[..., :a].sum(axis=-1) + masks.sum(axis=-1) - top.sum(axis=-1)) / cells  # [B, k]
+    return (present * loss).sum(axis=1) / jnp.maximum(present.sum(axis=1), 1.0)
+
+
+def total_variation(mask: jax.Array, image: jax.Array | None = None, edge: float = 0.0) -> jax.Array:
+    """mean |dx m| + mean |dy m|, [B, h, w] to [B]; with `edge` > 0 each difference weighs exp(-edge |d image|^2)."""
+    down = jnp.abs(mask[:, 1:] - mask[:, :-1])
+    right = jnp.abs(mask[:, :, 1:] - mask[:, :, :-1])
+    if edge > 0:
+        down = down * jnp.exp(-edge * jnp.square(image[:, 1:] - image[:, :-1]).sum(axis=-1))
+        right = right * jnp.exp(-edge * jnp.square(image[:, :, 1:] - image[:, :, :-1]).sum(axis=-1))
+    return down.mean(axis=(1, 2)) + right.mean(axis=(1, 2))
+
+
+def smoothness(outputs: dict, label: jax.Array, *, link: str, edge: float = 0.0) -> jax.Array:
+    """TV(m) + TV(n), weighted by the image's own edges where `edge` > 0."""
+    del label, link
+    image = outputs["image"]
+    return total_variation(outputs["target_mask"], image, edge) + total_variation(
+        outputs["non_target_mask"], image, edge
+    )
+
+
+def binarisation(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
+    """mean_u 4 m (1 - m): 0 for a mask of zeros and ones, 1 for a grey one."""
+    del label, link
+    mask = outputs["target_mask"]
+    return (4.0 * mask * (1.0 - mask)).mean(axis=(1, 2))

@@ -1,0 +1,1 @@
+"""Training: state, optimizer, the step, the mesh, checkpoints, writers and the loop."""

@@ -1,0 +1,339 @@
+"""Checkpoints with Orbax: what is saved, which one is restored, and when a run refuses to go on.
+
+WORKDIR/checkpoints/<step>/ holds four items: `state` (parameters, optimizer, averages), `data` (position in the stream
+of examples), `config` (the configuration as JSON) and `progress` (seconds of training, checksums of the state).
+Orbax writes into a temporary folder and renames it at the end, so a process killed while saving leaves the checkpoints
+before it as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import grain.checkpoint
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.types import UserError
+
+MAY_CHANGE = (
+    "data.data_dir",
+    "data.eval_split",
+    "data.num_threads",
+    "data.prefetch",
+    "evaluation",
+    "passes.evaluate_ema",
+    "train.checkpoint_every",
+    "train.evaluate",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.picture_every",
+)
+"""Fields (or groups of fields) that may differ between a checkpoint and the run that goes on from it."""
+
+_ABSENT = "absent"
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read: its step, the training state, and the seconds of training behind it."""
+
+    step: int
+    state: Any
+    train_seconds: float
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+      workdir: folder of the run; one that all hosts see.
+      config: the run's configuration; saved with every checkpoint, and held against that of the one restored.
+      read_only: only restore; nothing on the disk is touched.
+
+    Raises:
+      UserError: the folder cannot be made or written, or (read_only) it holds no checkpoints.
+    """
+
+    def __init__(self, workdir: str, config: ml_collections.ConfigDict, *, read_only: bool = False):
+        self._config = jsonable(config)
+        self._read_only = read_only
+        self.directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
+        if read_only and not self.directory.exists():
+            raise UserError(f"{workdir} holds no checkpoints. Train first, or name another --workdir.")
+        if not read_only:
+            check_writable(workdir)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "data": grain.checkpoint.CheckpointHandler(),
+                "config": ocp.JsonCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.train.keep_checkpoints, create=not read_only, read_only=read_only
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, readable or not; None without any."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, iterator: Any, train_seconds: float) -> None:
+        """Saves a checkpoint in the background; a step that is saved already is left as it is.
+
+        The values are copied before this returns, so the state may be donated to the next step.
+
+        Raises:
+          UserError: the disk refuses, now or in the background since the last call.
+        """
+        if step in self._manager.all_steps():
+            return
+        progress = {
+            "train_seconds": train_seconds,
+            "checksums": checksums(state),
+            "config_checksum": _checksum_of_json(self._config),
+        }
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=grain.checkpoint.CheckpointSave(iterator),
+            config=ocp.args.JsonSave(self._config),
+            progress=ocp.args.JsonSave(progress),
+        )
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:
+            raise self._save_failed(step, error) from error
+
+    def wait(self) -> None:
+        """Waits until what was saved is on the disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._save_failed(self.latest_step, error) from error
+
+    def close(self) -> None:
+        """Waits for the background and lets go of the folder."""
+        self.wait()
+        self._manager.close()
+
+    def restore(self, abstract_state: Any, iterator: Any = None) -> Restored | None:
+        """Restores the newest checkpoint that can be read.
+
+        One that is damaged is passed over with a warning. Once an older one has been restored in its place, the
+        damaged ones are renamed to `<step>.corrupt`, so that the run can save those steps again; nothing is deleted.
+
+        Args:
+          abstract_state: the state as `jax.ShapeDtypeStruct`s with shardings.
+          iterator: the training iterator; it is moved to where it was. None: only the state is wanted.
+
+        Returns:
+          What was restored; None if there is no checkpoint.
+
+        Raises:
+          UserError: the checkpoint belongs to another configuration or another network, or none can be read.
+        """
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored, problem = self._read(step, abstract_state, iterator), None
+            except UserError:
+                raise
+            except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files.
+                problem = error
+            if not mesh_lib.agree(problem is not None):
+                self._set_aside(damaged)
+                return restored
+            damaged.append(step)
+            logging.warning(
+                "The checkpoint of step %d in %s cannot be read (%s); trying the one before it.",
+                step,
+                self.directory,
+                _first_line(problem) or "another host could not read it",
+            )
+        if damaged:
+            raise UserError(
+                f"None of the checkpoints in {self.directory} can be read (steps {sorted(damaged)}). Nothing was "
+                "deleted. Start again with another --workdir, or move that folder away."
+            )
+        return None
+
+    def _read(self, step: int, abstract_state: Any, iterator: Any) -> Restored:
+        json_items = self._manager.restore(
+            step, args=ocp.args.Composite(config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
+        )
+        saved_config, progress = json_items["config"], json_items["progress"]
+        if _checksum_of_json(saved_config) != progress["config_checksum"]:
+            raise ValueError("its config is damaged")
+        where = f"The checkpoint of step {step} in {self.directory}"
+        check_same_config(saved_config, self._config, where)
+        saved_params = self._manager.item_metadata(step)["state"]["params"]
+        check_same_shapes(saved_params, abstract_state.params, where)
+        restore_state = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        state = self._manager.restore(step, args=restore_state)["state"]
+        # TensorStore notices truncated files, but not every changed byte.
+        changed = [name for name, value in checksums(state).items() if progress["checksums"].get(name) != value]
+        if changed:
+            raise ValueError(f"the values of {changed[0]} are damaged")
+        if iterator is not None:
+            self._restore_data(step, iterator)
+        return Restored(step, state, progress["train_seconds"])
+
+    def _restore_data(self, step: int, iterator: Any) -> None:
+        folder = self.directory / str(step) / "data"
+        if (folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json").exists():
+            self._manager.restore(step, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(iterator)))
+            return
+        # Saved by another number of hosts. The position in the stream is the same on each of them.
+        first = sorted(folder.glob("process_0-of-*.json"))
+        if not first:
+            raise ValueError("the position in the data is missing")
+        iterator.set_state(json.loads(first[0].read_text()))
+
+    def _set_aside(self, damaged: list[int]) -> None:
+        if not damaged or self._read_only:
+            return
+        if jax.process_index() == 0:
+            for step in damaged:
+                folder, number = self.directory / str(step), 0
+                target = self.directory / f"{step}.corrupt"
+                while target.exists():
+                    number += 1
+                    target = self.directory / f"{step}.corrupt.{number}"
+                folder.rename(target)
+                logging.warning("The damaged checkpoint of step %d is now called %s.", step, target)
+        mesh_lib.agree(False)  # The other hosts wait here until the renaming is done.
+        self._manager.reload()
+
+    def _save_failed(self, step: int | None, error: Exception) -> UserError:
+        return UserError(
+            f"Saving the checkpoint of step {step} in {self.directory} failed: {_first_line(error)} Is the disk full "
+            "or read-only? The checkpoints before it are untouched; run the same command again to go on."
+        )
+
+
+def check_writable(workdir: str) -> None:
+    """Makes the folder and writes a file into it, which is removed at once.
+
+    Raises:
+      UserError: that is not possible.
+    """
+    if "://" in str(workdir):
+        raise UserError(f"--workdir={workdir} is no folder. Mount the bucket (for instance by gcsfuse) first.")
+    folder = pathlib.Path(workdir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"Cannot write to --workdir={workdir}: {error.strerror or error}. Choose another.") from error
+
+
+def jsonable(config: Mapping | ml_collections.ConfigDict) -> dict:
+    """The configuration as JSON gives it back: plain dicts, lists for tuples."""
+    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return json.loads(json.dumps(plain))
+
+
+def check_same_config(saved: Mapping, present: Mapping, where: str) -> None:
+    """Holds the configuration of a checkpoint against that of this run; `MAY_CHANGE` lists what may differ.
+
+    Args:
+      saved: the checkpoint's, as from `jsonable`.
+      present: this run's, as from `jsonable`.
+      where: names the checkpoint in the message.
+
+    Raises:
+      UserError: lists each field that differs, with both values.
+    """
+    saved, present = _flat(saved), _flat(present)
+    differing = [
+        name
+        for name in sorted(saved.keys() | present.keys())
+        if saved.get(name, _ABSENT) != present.get(name, _ABSENT)
+        and not any(name == free or name.startswith(free + ".") for free in MAY_CHANGE)
+    ]
+    if differing:
+        lines = [
+            f"  {name}: {saved.get(name, _ABSENT)!r} there, {present.get(name, _ABSENT)!r} now" for name in differing
+        ]
+        raise UserError(
+            f"{where} was made with another configuration:\n"
+            + "\n".join(lines)
+            + "\nUse another --workdir for this configuration, or the configuration of the checkpoint to go on with it."
+        )
+
+
+def check_same_shapes(saved: Any, present: Any, where: str) -> None:
+    """Holds the parameters of a checkpoint against those of this network, by name, shape and dtype.
+
+    Args:
+      saved: tree of anything with `shape` and `dtype`.
+      present: the same.
+      where: names the checkpoint in the message.
+
+    Raises:
+      UserError: names the first parameter that differs.
+    """
+    saved, present = _shapes(saved), _shapes(present)
+    for name in sorted(saved.keys() | present.keys()):
+        there, now = saved.get(name, _ABSENT), present.get(name, _ABSENT)
+        if there != now:
+            raise UserError(
+                f"{where} belongs to another network: parameter {name} is {there} there and {now} now. "
+                "Use another --workdir for this network."
+            )
+
+
+def checksums(state: Any) -> dict[str, int]:
+    """CRC-32 of the bytes of each array of a state whose arrays are whole on every device."""
+    leaves = jax.tree_util.tree_leaves_with_path(mesh_lib.local_copy(state))
+    arrays = jax.device_get([leaf for _, leaf in leaves])
+    return {
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(array).tobytes())
+        for (path, _), array in zip(leaves, arrays, strict=True)
+    }
+
+
+def _checksum_of_json(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested dicts; an empty dict leaves nothing."""
+    result = {}
+    for key, value in tree.items():
+        result.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return result
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _first_line(error: Exception | None) -> str:
+    """The first line of an error's message, shortened; its type when there is no message."""
+    if error is None:
+        return ""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -1,0 +1,397 @@
+"""The training loop: builds what the config names, goes on from the newest checkpoint, steps, logs, saves, stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from selfexplain_jax import pictures
+from selfexplain_jax.data import build_dataset
+from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
+from selfexplain_jax.models import build_model
+from selfexplain_jax.objectives.compose import validate_objective
+from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training import steps
+from selfexplain_jax.training.checkpoint import CheckpointStore
+from selfexplain_jax.training.optimizer import build_optimizer
+from selfexplain_jax.training.passes import explanations_start, validate_passes
+from selfexplain_jax.training.state import TrainState, create_state
+from selfexplain_jax.training.writers import MetricWriter, Progress
+from selfexplain_jax.types import Dataset, UserError
+
+METHODS = ("self_explainer",)
+PICTURE_EXAMPLES = 8
+"""Examples of the evaluation split whose masks are drawn while training."""
+
+RUN_AHEAD = 8
+"""Steps that the host may be ahead of the accelerator: enough to hide the host, few enough to bound the memory."""
+
+_AT_LEAST = {
+    1: "data.image_size train.batch_size train.steps train.log_every train.keep_checkpoints evaluation.batch_size",
+    0: "train.warmup_steps train.weight_decay train.clip_norm train.picture_every train.checkpoint_every "
+    "evaluation.max_examples evaluation.audit_steps evaluation.pictures",
+}
+
+
+class Stopped(Exception):
+    """A signal ended the training after a step; all of it is saved. `exit_code` is 130 for Ctrl-C, 143 for SIGTERM."""
+
+    def __init__(self, signal_number: int, step: int):
+        self.exit_code = 128 + signal_number
+        name = "Ctrl-C" if signal_number == signal.SIGINT else "SIGTERM"
+        super().__init__(
+            f"Stopped by {name}; the training is saved at step {step}. Run the same command again to go on from there."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config names, built: all that the step needs beside state and batch.
+
+    config: frozen, so that jitted functions may depend on it. schedule: update number -> learning rate.
+    """
+
+    config: ml_collections.FrozenConfigDict
+    dataset: Dataset
+    model: Any
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A trained (or restored) network. `state` is whole on one device of this host.
+
+    step: steps behind it. train_seconds: wall time up to the checkpoint of that step, summed over the processes that
+    took part in turn; compiling is included, evaluation is not.
+    """
+
+    state: TrainState
+    dataset: Dataset
+    model: Any
+    step: int
+    train_seconds: float
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+    """Builds dataset, model and optimizer, and checks the whole config, before anything compiles.
+
+    Raises:
+      UserError: an unknown name, a number out of range, or parts that do not fit together.
+    """
+    if config.method not in METHODS:
+        raise UserError(f"config.method = {config.method!r} is unknown. Choose one of {METHODS}.")
+    for least, names in _AT_LEAST.items():
+        for group, field in (name.split(".") for name in names.split()):
+            if not config[group][field] >= least:
+                raise UserError(f"config.{group}.{field} = {config[group][field]} must be at least {least}.")
+    validate_objective(config)
+    validate_passes(config)
+    optimizer, schedule = build_optimizer(config)
+    dataset = build_dataset(config)
+    model = build_model(config, dataset.info)
+    return Experiment(ml_collections.FrozenConfigDict(config), dataset, model, optimizer, schedule)
+
+
+def make_step(experiment: Experiment, mesh: jax.sharding.Mesh, explain: bool = True):
+    """The jitted step (state, batch) -> (state, logs) over a mesh: batch split, the rest on every device.
+
+    The state that goes in is donated: its memory becomes the new state's. `explain`: see `steps.train_step`.
+    """
+    everywhere = mesh_lib.replicated(mesh)
+    step = functools.partial(
+        steps.train_step,
+        config=experiment.config,
+        model=experiment.model,
+        optimizer=experiment.optimizer,
+        explain=explain,
+    )
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(everywhere, mesh_lib.batch_sharding(mesh)),
+        out_shardings=(everywhere, everywhere),
+    )
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> TrainResult:
+    """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
+
+    Writes WORKDIR/checkpoints, metrics.jsonl, tensorboard/ and pictures/masks_STEP.png. The result of a run that was
+    stopped and started again is that of an uninterrupted one.
+
+    Raises:
+      UserError: a bad config, a checkpoint of another one, a folder that cannot be written, a loss that is not finite.
+      Stopped: Ctrl-C or SIGTERM, after the state has been saved.
+    """
+    experiment, mesh = build(config), mesh_lib.make_mesh()
+    mesh_lib.check_batch_size(config.train.batch_size, mesh)
+    host, hosts = jax.process_index(), jax.process_count()
+    iterator = train_iterator(experiment.dataset, config, host=host, hosts=hosts)
+    store = CheckpointStore(workdir, config)
+    create, abstract = _state_creation(experiment, mesh)
+    restored = store.restore(abstract, iterator)
+    start, seconds = (restored.step, restored.train_seconds) if restored else (0, 0.0)
+    state = restored.state if restored else create(jax.random.key(config.seed))
+    run = _Run(experiment, mesh, workdir, store, iterator, start, seconds)
+    try:
+        with StopSignal() as stop:
+            state = run.to_the_end(state, stop)
+    finally:
+        run.close()
+    return TrainResult(mesh_lib.local_copy(state), experiment.dataset, experiment.model, run.step, run.saved_seconds)
+
+
+def restore(config: ml_collections.ConfigDict, workdir: str) -> TrainResult:
+    """The network of the newest readable checkpoint in `workdir`, for evaluating and explaining; changes no file.
+
+    Raises:
+      UserError: there is none, or it belongs to another config.
+    """
+    experiment = build(config)
+    store = CheckpointStore(workdir, config, read_only=True)
+    _, abstract = _state_creation(experiment, mesh_lib.make_mesh())
+    restored = store.restore(abstract)
+    store.close()
+    if restored is None:
+        raise UserError(f"{workdir} holds no checkpoint yet. Train first, or name another --workdir.")
+    state = mesh_lib.local_copy(restored.state)
+    return TrainResult(state, experiment.dataset, experiment.model, restored.step, restored.train_seconds)
+
+
+class StopSignal:
+    """Context in which Ctrl-C and SIGTERM do not end the process but are remembered, to stop between two steps.
+
+    A second Ctrl-C interrupts at once. Outside the main thread signals cannot be caught: nothing changes there.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        # With many processes, JAX catches SIGTERM itself and lets all of them agree on a step (see `requested`).
+        caught = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._remember) for number in caught}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def requested(self, step: int, together: bool) -> int | None:
+        """The signal after which all hosts stop at this step, or None.
+
+        Args:
+          step: every host must ask at every step.
+          together: at such a step (the same ones on all hosts) they tell each other of a Ctrl-C.
+        """
+        if jax.process_count() == 1:
+            return self.received
+        if multihost_utils.reached_preemption_sync_point(step):
+            return signal.SIGTERM
+        return signal.SIGINT if together and mesh_lib.agree(self.received is not None) else None
+
+
+class _Run:
+    """One process's part of a training: the steps, and what is due between them."""
+
+    def __init__(self, experiment, mesh, workdir, store, iterator, start, seconds_before):
+        self.step = self._start = start
+        self._experiment, self._mesh, self._store, self._iterator = experiment, mesh, store, iterator
+        self._workdir = pathlib.Path(workdir).expanduser()
+        self._seconds_before, self._started = seconds_before, time.monotonic()
+        # Seconds of training behind the newest checkpoint.
+        self.saved_seconds = seconds_before
+        self._writer = MetricWriter(workdir, resume_step=start)
+        self._progress = Progress(experiment.config.train.steps, start)
+        # (step, logs on the device) since the last line that was logged.
+        self._history: list[tuple[int, dict[str, jax.Array]]] = []
+        self._rate_since: tuple[float, int] | None = None
+        self._run_ahead = 0 if jax.default_backend() == "cpu" else RUN_AHEAD
+
+    def train_seconds(self) -> float:
+        """Seconds of training so far, those of earlier processes included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def close(self) -> None:
+        """Waits for the saving and closes the files."""
+        try:
+            self._store.close()
+        finally:
+            self._progress.close()
+            self._writer.close()
+
+    def to_the_end(self, state: TrainState, stop: StopSignal) -> TrainState:
+        """Steps until `config.train.steps`, or until a signal; returns the state, which has been saved."""
+        train = self._experiment.config.train
+        self._introduce(state)
+        explanations_from = explanations_start(self._experiment.config)
+        early_step, full_step = (make_step(self._experiment, self._mesh, explain) for explain in (False, True))
+        draw = self._picture_function()
+        while self.step < train.steps:
+            batch = mesh_lib.to_global(next(self._iterator), self._mesh)
+            state, logs = (full_step if self.step >= explanations_from else early_step)(state, batch)
+            self.step += 1
+            self._history.append((self.step, logs))
+            self._wait_for_device()
+            last, log = self.step == train.steps, self.step % train.log_every == 0
+            signal_number = stop.requested(self.step, together=log)
+            save = last or _due(self.step, train.checkpoint_every) or signal_number is not None
+            # A line at every checkpoint, so that the averages of a resumed run begin where the first run's did.
+            if log or save:
+                self._log()
+            if save:
+                self._save(state)
+            if last or _due(self.step, train.picture_every):
+                draw(state)
+            if signal_number is not None and not last:
+                self._store.wait()
+                raise Stopped(signal_number, self.step)
+            if save or _due(self.step, train.picture_every):
+                self._rate_since = (time.monotonic(), self.step)
+        self._store.wait()
+        return state
+
+    def _introduce(self, state: TrainState) -> None:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        devices, train = self._mesh.devices, self._experiment.config.train
+        self._progress.say(
+            f"{type(self._experiment.model).__name__} with {parameters:,} parameters on {devices.size} x "
+            f"{devices.flat[0].device_kind} ({jax.process_count()} hosts), batch {train.batch_size}."
+        )
+        if self.step >= train.steps:
+            self._progress.say(f"All {train.steps} steps are done.")
+        elif self.step:
+            self._progress.say(f"Going on from the checkpoint of step {self.step}.")
+
+    def _wait_for_device(self) -> None:
+        """Keeps the host from running ahead without end; on CPU, where steps share the threads, not at all."""
+        if self._rate_since is None:
+            jax.block_until_ready(self._history[-1][1])
+            self._progress.say(f"First step after {time.monotonic() - self._started:.1f} s, compilation included.")
+            self._rate_since = (time.monotonic(), self.step)
+        elif len(self._history) > self._run_ahead:
+            jax.block_until_ready(self._history[-1 - self._run_ahead][1])
+        self._progress.step(self.step)
+
+    def _log(self) -> None:
+        """Writes the means since the last line. Here, and only here, the host waits for the newest numbers."""
+        if not self._history:
+            return
+        steps_seen = [step for step, _ in self._history]
+        logs = jax.device_get([values for _, values in self._history])
+        bad = first_not_finite(steps_seen, logs)
+        if bad is not None:
+            raise self._not_finite(*bad)
+        # The steps before the explanations begin log fewer terms than those after.
+        names = sorted(set().union(*logs))
+        means = {name: float(np.mean([v[name] for v in logs if name in v], dtype=np.float64)) for name in names}
+        train = self._experiment.config.train
+        since, since_step = self._rate_since
+        rate = (self.step - since_step) / max(time.monotonic() - since, 1e-9)
+        rates = {"steps_per_second": rate, "images_per_second": rate * train.batch_size} if rate else {}
+        learning_rate = float(self._experiment.schedule((self.step - 1) // train.accumulate))
+        seconds = {"learning_rate": learning_rate, "train_seconds": self.train_seconds()}
+        self._writer.scalars(self.step, means | seconds | rates)
+        shown = {name: means[name] for name in ("loss", "accuracy") if name in means}
+        self._progress.report(self.step, shown, rate, rate * train.batch_size)
+        self._history.clear()
+        self._rate_since = (time.monotonic(), self.step)
+
+    def _save(self, state: TrainState) -> None:
+        finite = np.asarray(_finite_leaves(state.params))
+        if not finite.all():
+            path, _ = jax.tree_util.tree_leaves_with_path(state.params)[int(np.argmin(finite))]
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise self._not_finite(self.step, f"parameter {name}", math.nan)
+        self.saved_seconds = self.train_seconds()
+        self._store.save(self.step, state, self._iterator, self.saved_seconds)
+
+    def _not_finite(self, step: int, name: str, value: float) -> UserError:
+        self._store.wait()
+        latest = self._store.latest_step
+        kept = "There is no checkpoint yet" if latest is None else f"The last good checkpoint is that of step {latest}"
+        return UserError(
+            f"Training stopped: {name} is {value} at step {step}. {kept} ({self._store.directory}). Try a lower "
+            "config.train.learning_rate, a longer warmup_steps or a smaller clip_norm, in another --workdir."
+        )
+
+    def _picture_function(self):
+        """Returns state -> None, which draws the masks of a few fixed examples to TensorBoard and to a PNG file."""
+        if jax.process_index() != 0:
+            return lambda state: None
+        config, dataset = self._experiment.config, self._experiment.dataset
+        of_state = jax.jit(functools.partial(steps.mask_pictures, config=config, model=self._experiment.model))
+
+        @functools.cache
+        def examples():
+            count = PICTURE_EXAMPLES
+            return next(
+                iter(evaluation_batches(dataset, config.data.eval_split, config, batch_size=count, max_examples=count))
+            )
+
+        def draw(state: TrainState) -> None:
+            real = examples()["valid"] > 0
+            drawn = jax.device_get(of_state(mesh_lib.local_copy(state), examples()))
+            drawn = {name.replace("_", " "): array[real] for name, array in drawn.items()}
+            self._writer.images(self.step, drawn)
+            path = self._workdir / "pictures" / f"masks_{self.step:06d}.png"
+            pictures.save_grid(path, {name: list(array) for name, array in drawn.items()})
+
+        return draw
+
+
+def first_not_finite(
+    step_numbers: Sequence[int], logs: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[int, str, float] | None:
+    """The first step at which a term, the loss or the gradient is NaN or infinite, with its name and value.
+
+    Terms come before the loss that they make up, so that the message names the cause.
+    """
+    for step, values in zip(step_numbers, logs, strict=True):
+        names = [*sorted(name for name in values if name.startswith("term/")), "loss", "gradient_norm"]
+        for name in names:
+            if name in values and not np.isfinite(values[name]):
+                return step, name, float(values[name])
+    return None
+
+
+@jax.jit
+def _finite_leaves(tree: Any) -> jax.Array:
+    """[number of leaves] whether all values of each are finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+
+
+def _state_creation(experiment: Experiment, mesh: jax.sharding.Mesh):
+    """Returns the jitted rng -> state at step 0 on every device, and the state's shapes with shardings."""
+    everywhere = mesh_lib.replicated(mesh)
+    make = functools.partial(create_state, experiment.config, experiment.model, experiment.optimizer)
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+    return jax.jit(make, out_shardings=everywhere), abstract
+
+
+def _due(step: int, every: int) -> bool:
+    """Every so many steps; 0 is never."""
+    return every > 0 and step % every == 0

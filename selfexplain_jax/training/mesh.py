@@ -1,0 +1,112 @@
+"""Devices, hosts and sharding: one mesh axis `data`; the batch is split over it, everything else is on every device.
+
+The same code runs on one CPU and on many hosts with many accelerators each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from selfexplain_jax.types import Batch, UserError
+
+DATA_AXIS = "data"
+
+
+def distributed_start(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the processes of a run on many hosts; does nothing when no argument is given (one process).
+
+    Must come before anything else touches JAX's devices.
+
+    Args:
+      coordinator_address: "host:port" of process 0, or "auto" where JAX finds all three by itself (Cloud TPU, Slurm).
+      num_processes: how many processes there are.
+      process_id: number of this one, 0 ... num_processes - 1.
+
+    Raises:
+      UserError: only some of the three are given, or the number of this process is out of range.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if all(value is None for value in given):
+        return
+    if given == ("auto", None, None):
+        jax.distributed.initialize()
+        return
+    if any(value is None for value in given):
+        raise UserError(
+            f"A run of many processes needs all of --coordinator_address={coordinator_address}, "
+            f"--num_processes={num_processes} and --process_id={process_id} (or --coordinator_address=auto alone "
+            "on Cloud TPU and Slurm); a run of one process needs none."
+        )
+    if not 0 <= process_id < num_processes:
+        raise UserError(f"--process_id={process_id} must lie in 0 ... --num_processes - 1 = {num_processes - 1}.")
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+
+
+def make_mesh() -> Mesh:
+    """The mesh of all devices of all hosts, with the one axis `data`."""
+    # Auto: the compiler places the collectives. make_mesh's own default wants every sharding spelt out in the program.
+    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of what every device holds in full: the training state, the logged numbers."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a batch: its first axis is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a global batch that does not divide over the devices.
+
+    Raises:
+      UserError: with both numbers and the nearest sizes that do.
+    """
+    devices = mesh.devices.size
+    if batch_size < 1 or batch_size % devices:
+        below = batch_size // devices * devices
+        choices = f"{below} or {below + devices}" if below > 0 else f"{devices}"
+        raise UserError(
+            f"config.train.batch_size = {batch_size} does not divide over {devices} devices "
+            f"({jax.process_count()} hosts). Choose {choices}, or use fewer devices."
+        )
+
+
+def to_global(batch: Batch, mesh: Mesh) -> Batch:
+    """Makes one global batch of the hosts' parts.
+
+    Args:
+      batch: this host's examples, numpy arrays [B / hosts, ...].
+      mesh: from `make_mesh`.
+
+    Returns:
+      The same fields as global arrays [B, ...], split over the devices.
+
+    Raises:
+      UserError: the global batch does not divide over the devices.
+    """
+    sharding = batch_sharding(mesh)
+    check_batch_size(len(next(iter(batch.values()))) * jax.process_count(), mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def local_copy(tree: Any) -> Any:
+    """One device's copy of replicated arrays: what a single host can compute with, without the others taking part."""
+    return jax.tree.map(lambda array: array.addressable_data(0), tree)
+
+
+def agree(value: bool) -> bool:
+    """True on every host if it is true on any. All hosts must call it; with one process it costs nothing."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))

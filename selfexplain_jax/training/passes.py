@@ -1,0 +1,166 @@
+"""The passes of one step: the image; the object and the background that its masks leave; masks that know nothing.
+
+`run_passes` fills the `outputs` that the objective's terms read (see objectives/terms.py).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from selfexplain_jax.models import masking
+from selfexplain_jax.objectives.compose import first_step
+from selfexplain_jax.training.state import variables_of
+from selfexplain_jax.types import UserError
+
+PASS_WEIGHTS = ("live", "stop_gradient", "ema")
+EVALUATOR_MASKS = ("swapped", "complement", "blobs")
+EXPLANATION_TERMS = ("object", "background", "evaluator")
+
+
+def validate_passes(config) -> None:
+    """Checks `config.passes`.
+
+    Raises:
+      UserError: an unknown choice, or a number out of range.
+    """
+    passes = config.passes
+    if passes.weights not in PASS_WEIGHTS:
+        raise UserError(f"config.passes.weights = {passes.weights!r} is unknown. Choose one of {PASS_WEIGHTS}.")
+    unknown = [name for name in passes.evaluator_masks if name not in EVALUATOR_MASKS]
+    if unknown or not passes.evaluator_masks:
+        raise UserError(f"config.passes.evaluator_masks = {passes.evaluator_masks!r}: choose from {EVALUATOR_MASKS}.")
+    masking.check_infills(passes.infills, "config.passes.infills")
+    masking.check_infills((config.evaluation.infill,), "config.evaluation.infill")
+    if not 0 <= passes.ema_decay < 1:
+        raise UserError(f"config.passes.ema_decay = {passes.ema_decay} must be in [0, 1).")
+    if passes.classes_per_image < 0:
+        raise UserError(f"config.passes.classes_per_image = {passes.classes_per_image} must be 0 or more.")
+
+
+def explanations_start(config) -> int:
+    """The first step at which a term of the object, background or evaluator pass counts.
+
+    Before it these passes need not be computed, at a third of the cost; the loop compiles a step for either case.
+    """
+    start = first_step(config.objective, EXPLANATION_TERMS)
+    return config.train.steps if start is None else start
+
+
+def mask_outputs(logit_maps: jax.Array, images: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+    """Target and non-target logits and masks at the maps' resolution, and the image at that resolution."""
+    target = masking.target_logits(logit_maps, label)
+    non_target = masking.non_target_logits(logit_maps, label)
+    batch, h, w, _ = logit_maps.shape
+    stride = images.shape[1] // h
+    small = images.reshape(batch, h, stride, w, stride, 3).mean(axis=(2, 4))  # [B, h, w, 3]
+    return {
+        "logit_maps": logit_maps,
+        "target_logits": target,
+        "non_target_logits": non_target,
+        "target_mask": jax.nn.sigmoid(target),
+        "non_target_mask": jax.nn.sigmoid(non_target),
+        "image": small,
+    }
+
+
+def shown_classes(label: jax.Array, count: int, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Draws `count` present classes per image without replacement.
+
+    Returns:
+      class ids int32 [B, count], and whether each is present [B, count] (0 where the image has fewer classes).
+    """
+    noise = jax.random.uniform(rng, label.shape)
+    order = jnp.where(label > 0, 1.0 + noise, 0.0)
+    values, class_ids = jax.lax.top_k(order, count)
+    return class_ids, (values > 0).astype(label.dtype)
+
+
+def object_masks(outputs: dict, label: jax.Array, count: int, size: int, rng: jax.Array):
+    """Masks of the object pass: the target mask (`count` 0) or those of `count` present classes, one at a time.
+
+    Returns:
+      masks [B, K, H, W], the label of what each shows [B, K, C], and whether it shows anything [B, K].
+    """
+    if count == 0:
+        masks = masking.resize_mask(outputs["target_mask"], size)[:, None]
+        return masks, label[:, None, :], jnp.any(label > 0, axis=1)[:, None].astype(label.dtype)
+    class_ids, valid = shown_classes(label, min(count, label.shape[1]), rng)
+    masks = masking.class_masks(outputs["logit_maps"], class_ids, size)
+    return masks, jax.nn.one_hot(class_ids, label.shape[1]) * valid[..., None], valid
+
+
+def evaluator_mask(names: tuple[str, ...], masks: jax.Array, rng: jax.Array) -> jax.Array:
+    """A mask per image that knows nothing of its label, its kind drawn from `names`: [B, H, W], no gradient.
+
+    swapped: the target mask of another image of the batch; complement: 1 minus that; blobs: `masking.blob_masks`.
+    """
+    kind_key, shift_key, blob_key = jax.random.split(rng, 3)
+    batch, size, _ = masks.shape
+    masks = jax.lax.stop_gradient(masks)
+    swapped = jnp.roll(masks, jax.random.randint(shift_key, (), 1, max(batch, 2)), axis=0)
+    made = {"swapped": lambda: swapped, "complement": lambda: 1.0 - swapped}
+    made["blobs"] = lambda: masking.blob_masks(blob_key, batch, size)
+    kind = jax.random.randint(kind_key, (batch, 1, 1), 0, len(names))
+    return jnp.select([kind == i for i in range(len(names))], [made[name]() for name in names])
+
+
+def explanation_passes(apply, params, frozen, outputs: dict, batch: dict, config, rng: jax.Array) -> dict:
+    """Object and background pass as one batch, and the evaluator pass; what no term asks for is left out."""
+    passes, objective = config.passes, config.objective
+    images, label = batch["image"], batch["label"]
+    size = images.shape[1]
+    object_key, infill_key, evaluator_key = jax.random.split(rng, 3)
+    harden = masking.harden if passes.hard_masks else lambda mask: mask
+    target = masking.resize_mask(outputs["target_mask"], size)  # [B, H, W]
+    filling = masking.random_infill(passes.infills, images, infill_key, target)
+    parts, results = {}, {}
+    if "object" in objective:
+        masks, shown, valid = object_masks(outputs, label, passes.classes_per_image, size, object_key)
+        count = masks.shape[1]
+        isolated = masking.isolate(
+            jnp.repeat(images, count, axis=0), harden(masks.reshape(-1, size, size)), jnp.repeat(filling, count, axis=0)
+        )  # [B K, H, W, 3]
+        parts["object"] = isolated
+        results |= {"object_label": shown, "object_valid": valid}
+    if "background" in objective:
+        parts["background"] = masking.isolate(images, 1.0 - harden(target), filling)
+    if parts:
+        scores = apply(frozen, jnp.concatenate(list(parts.values())))
+        if "object" in parts:
+            objects = parts["object"].shape[0]
+            results["object_scores"] = scores[:objects].reshape(*results["object_valid"].shape, -1)  # [B, K, C]
+        if "background" in parts:
+            results["background_scores"] = scores[-images.shape[0] :]
+    if "evaluator" in objective:
+        mask = evaluator_mask(tuple(passes.evaluator_masks), target, evaluator_key)
+        results["evaluator_scores"] = apply(params, masking.isolate(images, mask, filling))
+    return results
+
+
+def run_passes(params, state, batch: dict, rng: jax.Array, *, config, model, explain: bool) -> tuple[dict, dict]:
+    """All passes of one step.
+
+    The image and evaluator passes use `params`; the object and background passes those that `config.passes.weights`
+    names. Without `explain` there is the image pass alone.
+
+    Returns:
+      `outputs` for the terms, and the new batch statistics (those of the image pass; the other passes use the running
+      ones).
+    """
+    (scores, endpoints), updates = model.apply(
+        variables_of(params, state.batch_stats), batch["image"], train=True, mutable=["batch_stats"]
+    )
+    outputs = {"scores": scores, **mask_outputs(endpoints["logit_maps"], batch["image"], batch["label"])}
+    frozen = {
+        "live": lambda: params,
+        "stop_gradient": lambda: jax.lax.stop_gradient(params),
+        "ema": lambda: state.ema_params,
+    }[config.passes.weights]()
+
+    def apply(weights, images):
+        return model.apply(variables_of(weights, state.batch_stats), images, train=False)[0]
+
+    if explain:
+        outputs |= explanation_passes(apply, params, frozen, outputs, batch, config, rng)
+    return outputs, updates.get("batch_stats", state.batch_stats)

@@ -1,0 +1,73 @@
+"""What a training step carries from one step to the next, and the predictor that a state makes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from selfexplain_jax.models import masking
+from selfexplain_jax.types import DatasetInfo, Predictor
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a checkpoint must hold of the computation; random numbers come from the config's seed and `step`.
+
+    step: int32 scalar, micro-batches seen. params, batch_stats: the network's variables (batch_stats may be empty).
+    opt_state: Optax's. ema_params: exponential moving average of params.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any
+
+
+def variables_of(params: Any, batch_stats: Any) -> dict:
+    """The variable collections that `model.apply` takes."""
+    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
+
+
+def create_state(config, model, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
+    """The state at step 0; pure, so it works under `jax.eval_shape` and `jax.jit`."""
+    size = config.data.image_size
+    variables = model.init(rng, jnp.zeros((1, size, size, 3)), train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_scores(model, variables: dict, images: jax.Array) -> jax.Array:
+    """Class scores [B, C] of images [B, H, W, 3]."""
+    return model.apply(variables, images, train=False)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_masks(model, variables: dict, images: jax.Array, class_ids: jax.Array) -> jax.Array:
+    """Masks [B, k, H, W] of the classes asked for."""
+    logit_maps = model.apply(variables, images, train=False)[1]["logit_maps"]
+    return masking.class_masks(logit_maps, class_ids, images.shape[1])
+
+
+def make_predictor(config, info: DatasetInfo, model, state: TrainState) -> Predictor:
+    """The Self-Explainer as pure functions, with averaged parameters if `config.passes.evaluate_ema`."""
+    params = state.ema_params if config.passes.evaluate_ema else state.params
+    variables = variables_of(params, state.batch_stats)
+    return Predictor(
+        scores=functools.partial(apply_scores, model, variables),
+        probabilities=jax.nn.softmax if config.model.link == "softmax" else jax.nn.sigmoid,
+        class_names=info.class_names,
+        image_size=info.image_size,
+        masks=functools.partial(apply_masks, model, variables),
+    )

@@ -1,0 +1,112 @@
+"""The contracts between the rooms of the house: what a dataset, a batch, a model and a method hand to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypedDict
+
+import jax
+import numpy as np
+
+VOID = 255
+"""Mask value of pixels that no loss and no metric may count."""
+
+
+class UserError(ValueError):
+    """Bad input of any kind. The message says what is wrong, where, and what to do; main prints it and nothing else."""
+
+
+class Example(TypedDict, total=False):
+    """One item of a dataset's source, as numpy arrays.
+
+    image: uint8 [H, W, 3].
+    label: float32 [C], multi-hot (one-hot when the dataset is single-label).
+    mask:  uint8 [H, W], class index + 1 per pixel, 0 background, 255 void; absent where the dataset has no masks.
+    id:    str, unique within the split.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    mask: np.ndarray
+    id: str
+
+
+class Batch(TypedDict, total=False):
+    """What the pipeline yields and the step takes.
+
+    image: float32 [B, H, W, 3], normalised (pixel - mean) / std, so that 0 is the mean colour.
+    label: float32 [B, C], multi-hot.
+    mask:  uint8 [B, H, W], as in `Example`; all 255 (void) where the dataset has no masks.
+    valid: float32 [B], 1 for a real example, 0 for the padding of the last batch.
+    index: int32 [B], position of the example in its split; -1 for padding.
+    """
+
+    image: jax.Array
+    label: jax.Array
+    mask: jax.Array
+    valid: jax.Array
+    index: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What the rest of the house may know of a dataset; nobody ever asks for its name to decide anything."""
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    multilabel: bool
+    image_size: int
+    has_masks: bool
+
+    def __post_init__(self):
+        if len(self.class_names) != self.num_classes:
+            raise UserError(
+                f"Dataset {self.name!r} names {len(self.class_names)} classes but says num_classes={self.num_classes}."
+            )
+
+
+class Source(Protocol):
+    """Random access: the same index gives the same item, always, from any thread."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class Dataset(Protocol):
+    """What a file in `data/` offers."""
+
+    info: DatasetInfo
+
+    def source(self, split: str) -> Source: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A classifier as pure functions: all that attribution, metrics and explaining may see of a model.
+
+    scores:   images [B, H, W, 3] -> class scores (logits) [B, C].
+    probabilities: class scores [B, C] -> probabilities [B, C]: softmax, or sigmoid for multi-label.
+    features: images -> features [B, h, w, K], with head(features(x)) == scores(x). Optional.
+    head:     features [B, h, w, K] -> class scores [B, C]. Optional.
+    masks:    (images, class_ids int32 [B, k]) -> masks in [0, 1], float32 [B, k, H, W], where the model explains
+              itself. Optional.
+    """
+
+    scores: Callable[[jax.Array], jax.Array]
+    probabilities: Callable[[jax.Array], jax.Array]
+    class_names: Sequence[str]
+    image_size: int
+    features: Callable[[jax.Array], jax.Array] | None = None
+    head: Callable[[jax.Array], jax.Array] | None = None
+    masks: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+SumCount = tuple[Any, Any]
+"""A metric's result: (sum over valid examples, their count); add pairs over batches and hosts, divide once."""

@@ -1,0 +1,163 @@
+"""Every method of the registry keeps the contract; the controls give known answers; bad input is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfexplain_jax import attribution
+from selfexplain_jax.types import Predictor, UserError
+
+SIZE = 8
+CLASSES = 3
+
+
+@jax.jit
+def fake_maps(images):
+    """Logit maps [B, H, W, C] that depend on the image and differ by class."""
+    return images * jnp.array([1.0, -2.0, 3.0]).reshape(1, 1, 1, 3)
+
+
+def fake_masks(images, class_ids):
+    maps = jnp.take_along_axis(fake_maps(images), class_ids[:, None, None, :], axis=-1)  # [B, H, W, k]
+    return jax.nn.sigmoid(maps).transpose(0, 3, 1, 2)
+
+
+PREDICTOR = Predictor(
+    scores=lambda images: fake_maps(images).mean(axis=(1, 2)),
+    probabilities=jax.nn.sigmoid,
+    class_names=("circle", "square", "star"),
+    image_size=SIZE,
+    features=fake_maps,
+    head=lambda features: features.mean(axis=(1, 2)),
+    masks=fake_masks,
+)
+IMAGES = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+CLASS_IDS = np.array([[0, 2], [1, 1]])
+
+
+@pytest.mark.parametrize("name", attribution.METHODS)
+def test_method_keeps_the_contract(name):
+    method = attribution.build_method(name)
+    rng = jax.random.key(0)
+    saliency = method(PREDICTOR, IMAGES, CLASS_IDS, rng=rng)
+    assert saliency.shape == (2, 2, SIZE, SIZE)
+    assert saliency.dtype == jnp.float32
+    assert bool(jnp.isfinite(saliency).all())
+    np.testing.assert_array_equal(saliency, method(PREDICTOR, IMAGES, CLASS_IDS, rng=rng), err_msg="same rng, same map")
+    # The same class asked for twice has the same map twice.
+    np.testing.assert_allclose(saliency[1, 0], saliency[1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", attribution.METHODS)
+def test_method_works_under_jit(name):
+    method = attribution.build_method(name)
+    rng = jax.random.key(0)
+    jitted = jax.jit(lambda images, class_ids: method(PREDICTOR, images, class_ids, rng=rng))
+    np.testing.assert_allclose(
+        jitted(IMAGES, CLASS_IDS), method(PREDICTOR, IMAGES, CLASS_IDS, rng=rng), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", attribution.METHODS)
+def test_batch_equals_singles(name):
+    method = attribution.build_method(name)
+    rng = jax.random.key(0)
+    together = method(PREDICTOR, IMAGES, CLASS_IDS, rng=rng)
+    singles = [method(PREDICTOR, IMAGES[i : i + 1], CLASS_IDS[i : i + 1], rng=rng) for i in range(2)]
+    np.testing.assert_allclose(together, np.concatenate(singles), atol=1e-6)
+
+
+def test_learned_gives_the_mask_of_the_class_asked_for():
+    masks = attribution.learned(PREDICTOR, IMAGES, CLASS_IDS)
+    np.testing.assert_allclose(masks[0, 1], jax.nn.sigmoid(3 * IMAGES[0, :, :, 2]), rtol=1e-5)
+
+
+def test_constant_is_the_value():
+    assert bool((attribution.constant(PREDICTOR, IMAGES, CLASS_IDS, value=0.25) == 0.25).all())
+
+
+@pytest.mark.parametrize(("area", "side"), [(1.0, 8), (0.25, 4), (1 / 16, 2)])
+def test_centre_box_covers_the_share_asked_for(area, side):
+    box = attribution.centre(PREDICTOR, IMAGES, CLASS_IDS, area=area)
+    expected = np.zeros((SIZE, SIZE), np.float32)
+    margin = (SIZE - side) // 2
+    expected[margin : SIZE - margin, margin : SIZE - margin] = 1
+    np.testing.assert_array_equal(box[1, 1], expected)
+
+
+def test_centre_gaussian_falls_from_the_middle_and_is_symmetric():
+    gaussian = np.asarray(attribution.centre(PREDICTOR, IMAGES, CLASS_IDS, shape="gaussian", sigma=0.25)[0, 0])
+    np.testing.assert_allclose(gaussian, gaussian[::-1, ::-1], rtol=1e-5)
+    np.testing.assert_allclose(gaussian, gaussian.T, rtol=1e-5)
+    # Rows 4 and 6: their centres are 1/16 and 5/16 of the side from the middle, so .25 and 1.25 standard deviations.
+    np.testing.assert_allclose(gaussian[6, 4] / gaussian[4, 4], np.exp(-(1.25**2 - 0.25**2) / 2), rtol=1e-5)
+
+
+def test_edges_of_a_step_lie_beside_it():
+    images = np.zeros((1, SIZE, SIZE, 3), np.float32)
+    images[:, :, 4:] = 1.0
+    edges = attribution.edges(PREDICTOR, images, np.array([[0]]))[0, 0]
+    expected = np.zeros((SIZE, SIZE))
+    expected[:, 3:5] = 1  # Sobel looks one pixel to each side
+    np.testing.assert_allclose(edges, expected, atol=1e-6)
+
+
+def test_edges_of_a_corner_are_worked_out_by_hand():
+    images = np.zeros((1, SIZE, SIZE, 3), np.float32)
+    images[:, 4:, 4:] = 1.0
+    edges = np.asarray(attribution.edges(PREDICTOR, images, np.array([[0]]))[0, 0])
+    # Along the side |(4, 0)| = 4 is the largest; at the outer corner pixel (3, 3) both gradients are 1; at the inner
+    # one (4, 4) both are 3, whose length sqrt(18) is larger than 4.
+    assert edges[3, 3] / edges[4, 4] == pytest.approx(1 / 3)
+    assert edges[6, 4] / edges[4, 4] == pytest.approx(4 / 18**0.5)
+    assert edges.max() == pytest.approx(edges[4, 4])
+
+
+def test_edges_of_a_flat_image_are_zero_and_not_rounding_noise():
+    images = np.full((1, SIZE, SIZE, 3), 0.1, np.float32)
+    assert not attribution.edges(PREDICTOR, images, np.array([[0]])).any()
+
+
+def test_ground_truth_is_the_class_and_void_is_left_out():
+    mask = np.array([[[0, 1, 2], [255, 3, 3], [0, 0, 255]]], np.uint8)
+    expected = np.array([[[[0, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 1, 0], [0, 0, 0], [0, 0, 0]]]], np.float32)
+    np.testing.assert_array_equal(attribution.ground_truth(mask, np.array([[2, 0]])), expected)
+
+
+@pytest.mark.parametrize("name", attribution.METHODS)
+@pytest.mark.parametrize(
+    ("images", "class_ids", "message"),
+    [
+        (IMAGES, np.array([[0], [3]]), r"0\.\.2; got 3.*circle, square, star"),
+        (IMAGES, np.array([[-1], [0]]), r"0\.\.2; got -1"),
+        (IMAGES, np.array([0, 1]), r"class ids \[B, k\]"),
+        (IMAGES, np.array([[0]]), r"each of the 2 images"),
+        (IMAGES, np.array([[0.0], [1.0]]), r"must be integers; got float64"),
+        (IMAGES[:, :4], CLASS_IDS, r"8 x 8 px, not 4 x 8"),
+        (IMAGES[0], CLASS_IDS, r"images \[B, H, W, 3\]"),
+        (IMAGES[..., :1], CLASS_IDS, r"images \[B, H, W, 3\]"),
+    ],
+)
+def test_bad_input_is_refused(name, images, class_ids, message):
+    with pytest.raises(UserError, match=message):
+        attribution.METHODS[name](PREDICTOR, images, class_ids)
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(UserError, match="Unknown attribution method 'centr'; there are learned, constant"):
+        attribution.build_method("centr")
+    with pytest.raises(UserError, match="no option 'size'; it has: shape, area, sigma"):
+        attribution.build_method("centre", size=1)
+    with pytest.raises(UserError, match="box and gaussian"):
+        attribution.centre(PREDICTOR, IMAGES, CLASS_IDS, shape="circle")
+    with pytest.raises(UserError, match="0 < area"):
+        attribution.centre(PREDICTOR, IMAGES, CLASS_IDS, area=0)
+    with pytest.raises(UserError, match=r"0\.\.1; got 2"):
+        attribution.constant(PREDICTOR, IMAGES, CLASS_IDS, value=2)
+
+
+def test_learned_needs_masks():
+    silent = Predictor(PREDICTOR.scores, PREDICTOR.probabilities, PREDICTOR.class_names, SIZE)
+    with pytest.raises(UserError, match="explains itself"):
+        attribution.learned(silent, IMAGES, CLASS_IDS)

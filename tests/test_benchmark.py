@@ -1,0 +1,53 @@
+"""The benchmark measures the real pipeline and the real step, and writes what it prints."""
+
+import json
+
+import pytest
+
+from selfexplain_jax import benchmark
+from selfexplain_jax.config import base_config
+from selfexplain_jax.types import UserError
+
+
+def tiny_config():
+    config = base_config()
+    config.data.image_size = 32
+    config.data.num_threads = 0
+    config.data.prefetch = 4
+    config.model.widths = (4,)
+    config.model.encoder_depth = 1
+    config.train.batch_size = 4
+    return config
+
+
+def test_pipeline_is_measured_and_written(tmp_path, capsys, monkeypatch):
+    measure = benchmark.benchmark_pipeline
+    monkeypatch.setattr(benchmark, "benchmark_pipeline", lambda config: measure(config, steps=2, repetitions=3))
+    result = benchmark.run(tiny_config(), str(tmp_path / "run"), "pipeline")
+    assert result == json.loads((tmp_path / "run" / "benchmark.json").read_text())
+    assert list(result["measured"]) == ["pipeline images/s"]
+    values = result["measured"]["pipeline images/s"]["values"]
+    assert len(values) == 3 and min(values) > 0
+    assert result["measured"]["pipeline images/s"]["median"] == sorted(values)[1]
+    assert "pipeline images/s" in capsys.readouterr().out
+
+
+def test_train_step_is_measured():
+    measured = benchmark.benchmark_train(tiny_config(), steps=2, repetitions=2)
+    assert {len(values) for values in measured.values()} == {2}
+    for rate, milliseconds, waiting in zip(*measured.values(), strict=True):
+        assert rate > 0 and 0 <= waiting <= 100
+        # images/s cannot be more than what the steps alone allow (median of two steps: their mean).
+        assert rate <= 4 / (milliseconds / 1000) * 1.001
+
+
+def test_table_tells_median_and_range():
+    lines = benchmark.table({"train images/s": [3.0, 1.0, 2000.0]}).splitlines()
+    assert lines[1].split() == ["train", "images/s", "3.0", "1.0", "2,000.0", "3"]
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--what=speed is unknown. Choose one of pipeline, train, all"):
+        benchmark.run(tiny_config(), str(tmp_path), "speed")
+    with pytest.raises(UserError, match="at least one"):
+        benchmark.benchmark_pipeline(tiny_config(), steps=0)

@@ -1,0 +1,272 @@
+"""The command line: one run through every mode, signals to a real process, and bad input answered in one line."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfexplain_jax import main
+from selfexplain_jax.types import UserError
+
+# How ml_collections loads a config file.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+CONFIG = """
+    from selfexplain_jax.config import base_config
+    from selfexplain_jax.types import UserError
+
+    def get_config(variant=""):
+        config = base_config()
+        config.data.image_size = 32
+        config.data.options.train_size = 64
+        config.data.options.test_size = 8
+        config.data.num_threads = 1
+        config.data.prefetch = 8
+        config.model.widths = (8,)
+        config.model.encoder_depth = 1
+        config.train.batch_size = 4
+        config.train.warmup_steps = 1
+        config.train.steps = 2
+        config.train.log_every = 1
+        config.evaluation.batch_size = 8
+        config.evaluation.audit = False
+        config.evaluation.pictures = 2
+        if variant == "long":
+            config.train.steps = 1_000_000
+            config.train.checkpoint_every = 25
+            config.train.picture_every = 0
+        elif variant == "typing_error":
+            config.train.stesp = 3
+        elif variant == "bug":
+            config.seed = 1 / 0
+        elif variant:
+            raise UserError(f"variant {variant!r} is unknown; there is: long")
+        return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(textwrap.dedent(CONFIG))
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Programs are compiled quickly and kept, for this file's subprocesses too, outside of the home folder."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in options.items():
+            patched.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def command(*arguments):
+    """Runs a command line in this process; returns its exit code."""
+    return main.run(["main", *map(str, arguments)])
+
+
+def test_train_evaluate_explain_and_compile(tmp_path, config_file, capsys):
+    workdir, base = tmp_path / "run", (f"--config={config_file}", f"--workdir={tmp_path / 'run'}")
+    assert command(*base, "--mode=train") == 0
+    out = capsys.readouterr().out
+    assert f"Results: {workdir / 'results.json'}" in out and f"Pictures: {workdir / 'pictures'}" in out
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["metrics"]["steps"] == 2 and results["metrics"]["train_seconds"] > 0
+    assert 0 <= results["metrics"]["accuracy"] <= 1
+
+    (workdir / "results.json").unlink()
+    assert command(*base, "--mode=evaluate") == 0
+    again = json.loads((workdir / "results.json").read_text())
+    assert again["metrics"] == results["metrics"]
+    # Another configuration than the checkpoint's is refused, and nothing is written.
+    (workdir / "results.json").unlink()
+    assert command(*base, "--mode=evaluate", "--config.model.pooling_temperature=0.5") == 1
+    assert "model.pooling_temperature: 1.0 there, 0.5 now" in capsys.readouterr().err
+    assert not (workdir / "results.json").exists()
+
+    Image.fromarray(np.full((40, 50, 3), 100, np.uint8)).save(tmp_path / "photo.png")
+    assert command(*base, "--mode=explain", f"--images={tmp_path / 'photo.png'}") == 0
+    assert (workdir / "explained" / "photo.png").exists()
+    assert command(*base, "--mode=explain", "--images=") == 1
+    assert "--mode=explain needs --images" in capsys.readouterr().err
+
+    assert command(*base, "--mode=compile") == 0
+
+
+def start(config_file, workdir, devices=2, *flags):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "selfexplain_jax.main", f"--config={config_file}:long", f"--workdir={workdir}"]
+    command += flags
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def steps_of(workdir):
+    """Steps of the whole lines of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+def wait_until(process, condition, seconds=100):
+    """Waits for a condition; a process that ends or takes too long is killed and fails the test."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            pytest.fail(f"the process ended ({process.wait()}) or took too long: {process.stderr.read()}")
+        time.sleep(0.05)
+
+
+def finish(process):
+    """Returns exit code and stderr."""
+    try:
+        _, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, err
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_even_after_a_kill(tmp_path, config_file):
+    process = start(config_file, tmp_path)
+    wait_until(process, lambda: len(steps_of(tmp_path)) > 30)
+    process.terminate()
+    code, err = finish(process)
+    assert code == 143, err
+    assert "Stopped by SIGTERM; the training is saved at step" in err and "Traceback" not in err
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert f"saved at step {saved}." in err and steps_of(tmp_path)[-1] == saved
+
+    process = start(config_file, tmp_path)
+    wait_until(process, lambda: steps_of(tmp_path)[-1] > saved + 60)
+    process.send_signal(signal.SIGKILL)
+    code, err = finish(process)
+    assert code == -signal.SIGKILL
+    assert f"Going on from the checkpoint of step {saved}." in err
+    # However it was cut, there is a checkpoint after the first one, and the lines have no gap and no double.
+    kept = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert max(kept) > saved
+    assert steps_of(tmp_path) == list(range(1, steps_of(tmp_path)[-1] + 1))
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_and_stop_together(tmp_path, config_file):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = [f"--coordinator_address={address}", "--num_processes=2"]
+    both = [start(config_file, tmp_path / "two", 1, *flags, f"--process_id={i}") for i in (0, 1)]
+    wait_until(both[0], lambda: len(steps_of(tmp_path / "two")) > 30)
+    both[1].terminate()
+    for code, err in map(finish, both):
+        assert code == 143 and "Stopped by SIGTERM; the training is saved at step" in err, err
+    # One process goes on from there.
+    saved = steps_of(tmp_path / "two")[-1]
+    one = start(config_file, tmp_path / "two", 1)
+    wait_until(one, lambda: steps_of(tmp_path / "two")[-1] > saved + 5)
+    one.kill()
+    assert f"Going on from the checkpoint of step {saved}." in finish(one)[1]
+
+    one = start(config_file, tmp_path / "one", 2)
+    wait_until(one, lambda: len(steps_of(tmp_path / "one")) > 10)
+    one.kill()
+    finish(one)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()[:5]]
+        for name in ("one", "two")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_bad_command_line_in_a_process_gives_one_line_and_no_traceback(config_file):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-m", "selfexplain_jax.main", f"--config={config_file}", "--config.train.stepss=3"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 1 and not result.stdout
+    assert len(result.stderr.splitlines()) == 1
+    assert "There is no field --config.train.stepss. The nearest one is --config.train.steps." in result.stderr
+
+
+BAD = {
+    "field": (["--config={}", "--config.model.width=3"], "The nearest one is --config.model.widths."),
+    "group": (["--config={}", "--config.trian.steps=3"], "The nearest one is --config.train.steps."),
+    "field, two words": (["--config={}", "--config.train.step", "3"], "The nearest one is --config.train.steps."),
+    "type": (["--config={}", "--config.train.steps=many"], "--config.train.steps=many: invalid literal for int()"),
+    "fraction": (["--config={}", "--config.train.steps=1.5"], "--config.train.steps=1.5"),
+    "flag": (["--config={}", "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+    "mode": (["--config={}", "--mode=trian"], "--mode=trian"),
+    "argument": (["--config={}", "train"], "Do not know what to do with train"),
+    "no config": (["--mode=train"], "--config is missing"),
+    "no file": (["--config=configs/nothing.py"], "Config file 'configs/nothing.py' does not exist"),
+    "variant": (["--config={}:wide"], "variant 'wide' is unknown; there is: long"),
+    "field in the file": (["--config={}:typing_error"], 'Did you mean "steps" instead of "stesp"?'),
+    "bug in the file": (["--config={}:bug"], "fails with ZeroDivisionError: division by zero."),
+    "workdir": (["--config={}", "--mode=train", "--workdir=/dev/null/run"], "Cannot write to --workdir=/dev/null/run"),
+    "processes": (["--config={}", "--num_processes=2"], "--coordinator_address=None"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_line(case, config_file, capsys):
+    arguments, message = BAD[case]
+    assert command(*[argument.format(config_file) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.startswith("error: ")
+    assert len(captured.err.splitlines()) == 1 and not captured.out
+
+
+def test_overrides_reach_the_config(config_file):
+    arguments = ["--config.train.steps=9", "--config.model.widths=(8,16)", "--config.data.flip"]
+    config = main.parse_flags(["main", f"--config={config_file}", *arguments]).config
+    assert (config.train.steps, config.model.widths, config.data.flip) == (9, (8, 16), True)
+
+
+def test_help_lists_the_flags(capsys):
+    assert command("--help") == 0
+    out = capsys.readouterr().out
+    assert "--workdir" in out and "--mode: <train|evaluate|explain|compile|benchmark>" in out
+
+
+@pytest.mark.parametrize(
+    "spec, folder",
+    [
+        ("configs/synthetic.py", "runs/synthetic"),
+        ("configs/voc.py:resnet50", "runs/voc_resnet50"),
+        ("a.py:seed=3,x/y", "runs/a_seed=3_x_y"),
+    ],
+)
+def test_default_workdir(spec, folder):
+    assert main.default_workdir(spec) == folder
+
+
+def test_unknown_field_of_a_group_in_the_objective_says_where_to_name_it(config_file):
+    config = main.load_config(str(config_file))
+    with pytest.raises(UserError, match="if the config file names them"):
+        main.check_fields(["main", "--config.objective.area_target.weight=1"], config)

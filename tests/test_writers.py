@@ -1,0 +1,112 @@
+"""metrics.jsonl, TensorBoard events and the progress line."""
+
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from selfexplain_jax.training import writers
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def events_of(workdir):
+    """Events of all files in the order of their making: records of length, checksum, payload, checksum."""
+    events = []
+    for path in sorted((workdir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
+        content, position = path.read_bytes(), 0
+        while position < len(content):
+            (length,) = struct.unpack("<Q", content[position : position + 8])
+            events.append(Event.FromString(content[position + 12 : position + 12 + length]))
+            position += length + 16
+    return events
+
+
+def test_scalars_go_to_both_places(tmp_path):
+    writer = writers.MetricWriter(str(tmp_path))
+    writer.scalars(2, {"loss": np.float32(0.5), "term/object": 1.25})
+    assert lines_of(tmp_path) == [{"step": 2, "loss": 0.5, "term/object": 1.25}]  # At once, not at the end.
+    writer.close()
+    found = {(e.step, v.tag): v.simple_value for e in events_of(tmp_path) for v in e.summary.value}
+    assert found == {(2, "loss"): 0.5, (2, "term/object"): 1.25}
+
+
+def test_resuming_takes_out_later_lines_and_torn_ones(tmp_path):
+    writer = writers.MetricWriter(str(tmp_path))
+    for step in (10, 20, 30):
+        writer.scalars(step, {"loss": step})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')
+    writer = writers.MetricWriter(str(tmp_path), resume_step=20)
+    assert [line["step"] for line in lines_of(tmp_path)] == [10, 20]
+    writer.scalars(30, {"loss": -1})
+    writer.close()
+    assert lines_of(tmp_path) == [{"step": s, "loss": v} for s, v in ((10, 10.0), (20, 20.0), (30, -1.0))]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["metrics.jsonl"]
+    # TensorBoard is told to hide what came before from step 21 on.
+    starts = [e.step for e in events_of(tmp_path) if e.HasField("session_log")]
+    assert starts == [21]
+
+
+def test_images_become_one_grid(tmp_path):
+    writer = writers.MetricWriter(str(tmp_path))
+    writer.images(3, {"image": np.zeros((2, 4, 5, 3)), "mask": np.ones((2, 4, 5))})
+    writer.close()
+    (value,) = [v for e in events_of(tmp_path) for v in e.summary.value]
+    assert (value.image.height, value.image.width) == (2 * 4 + 2, 2 * 5 + 2)
+
+
+def test_grid_places_examples_in_rows_and_kinds_in_columns():
+    image = np.zeros((2, 1, 2, 3))
+    image[1] = 0.2
+    grid = writers.picture_grid([image, np.array([[[1.0, 0.4]], [[0.0, 2.0]]])], gap=1)
+    assert grid.dtype == np.uint8 and grid.shape == (3, 5, 3)
+    np.testing.assert_array_equal(grid[..., 0], [[0, 0, 255, 255, 102], [255] * 5, [51, 51, 255, 0, 255]])
+
+
+def test_plain_lines_come_every_so_often_and_at_the_end():
+    stream = io.StringIO()
+    progress = writers.Progress(200, stream=stream, plain_every=1000.0)
+    for step in range(50, 201, 50):
+        progress.step(step)
+        progress.report(step, {"loss": 1 / step}, steps_per_second=0.5, images_per_second=16.0)
+    progress.say("Saved.")
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "step 50/200 (25%), 0.5 steps/s, 16 images/s, 5 min 00 s left, loss 0.02",
+        "step 200/200 (100%), 0.5 steps/s, 16 images/s, 0 s left, loss 0.005",
+        "Saved.",
+    ]
+
+
+def test_terminal_gets_a_bar():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    progress = writers.Progress(200, start=100, stream=stream)
+    progress.step(150)
+    progress.report(150, {"loss": 0.25}, steps_per_second=2.0, images_per_second=64.0)
+    progress.close()
+    assert "150/200" in stream.getvalue() and "25 s left, loss 0.25" in stream.getvalue()
+
+
+@pytest.mark.parametrize("s, text", [(0.4, "0 s"), (59.6, "1 min 00 s"), (245, "4 min 05 s"), (7380, "2 h 03 min")])
+def test_durations(s, text):
+    assert writers._duration(s) == text
+
+
+def test_other_hosts_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
+    writer = writers.MetricWriter(str(tmp_path / "run"))
+    writer.scalars(1, {"loss": 1.0})
+    writer.images(1, {"image": np.zeros((1, 2, 2, 3))})
+    writer.close()
+    progress = writers.Progress(10)
+    progress.report(10, {}, 1.0, 1.0)
+    progress.close()
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().err
