@@ -1,7 +1,7 @@
 """How fast the input pipeline and the training step are here: medians of several repetitions, as a table and as JSON.
 
-  python -m selfexplain_jax.main --mode=benchmark --what=pipeline --config=configs/synthetic.py
-  python -m selfexplain_jax.main --mode=benchmark --what=train --config=configs/mnist.py
+python -m selfexplain_jax.main --mode=benchmark --what=pipeline --config=configs/synthetic.py
+python -m selfexplain_jax.main --mode=benchmark --what=train --config=configs/mnist.py
 """
 
 from __future__ import annotations

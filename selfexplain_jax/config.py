@@ -53,6 +53,8 @@ def base_config() -> ml_collections.ConfigDict:
     # Pixels per cell of the first level (space-to-depth) and of the logit maps: 1, 2, 4 or 8; the stem's is no smaller.
     model.stem_stride = 4
     model.mask_stride = 2
+    # Channels of a last level at the mask stride that sees the image again, for sharper outlines; 0 = none.
+    model.refine_width = 16
     # "group", "batch" or "none".
     model.norm = "batch"
     # The network sees the image with its local mean removed and its local contrast normalised.
@@ -138,5 +140,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"Config file {path!r} defines no get_config(variant); see configs/synthetic.py for one that does.")
+        raise UserError(
+            f"Config file {path!r} defines no get_config(variant); see configs/synthetic.py for one that does."
+        )
     return module.get_config(variant) if variant else module.get_config()

@@ -1,9 +1,9 @@
 """Command line: flags, distributed start, dispatch. All else can be imported from a notebook.
 
-  python -m selfexplain_jax.main --config=configs/synthetic.py
-  python -m selfexplain_jax.main --config=configs/synthetic.py --config.train.steps=500 --workdir=runs/short
-  python -m selfexplain_jax.main --config=configs/synthetic.py --mode=evaluate
-  python -m selfexplain_jax.main --config=configs/synthetic.py --mode=explain --images=photos/
+python -m selfexplain_jax.main --config=configs/synthetic.py
+python -m selfexplain_jax.main --config=configs/synthetic.py --config.train.steps=500 --workdir=runs/short
+python -m selfexplain_jax.main --config=configs/synthetic.py --mode=evaluate
+python -m selfexplain_jax.main --config=configs/synthetic.py --mode=explain --images=photos/
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from selfexplain_jax.data import synthetic
-from selfexplain_jax.data.synthetic import Synthetic, coverage, polygon_area, render, sample_scene, shape_vertices
+from selfexplain_jax.data import scenes
+from selfexplain_jax.data.scenes import coverage, polygon_area, render, sample_scene, shape_vertices
+from selfexplain_jax.data.synthetic import Synthetic
 from selfexplain_jax.types import UserError
 
 CHOICES = [
@@ -25,7 +26,7 @@ CHOICES = [
 ]
 
 
-def scenes(count=2000, **options):
+def drawn_scenes(count=2000, **options):
     rng = np.random.default_rng(1)
     return [sample_scene(rng, **options) for _ in range(count)]
 
@@ -100,7 +101,7 @@ def test_same_index_same_item_in_any_order_and_copy():
 def test_threads_give_the_same_items():
     source = Synthetic(max_objects=3).source("train")
     expected = [source[index] for index in range(60)]
-    synthetic.texture_tile.cache_clear()  # So that the threads also race for the tiles.
+    scenes.texture_tile.cache_clear()  # So that the threads also race for the tiles.
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(source.__getitem__, range(60)))
     assert all(map(same, expected, found))
@@ -123,31 +124,31 @@ def test_no_picture_occurs_twice():
 
 
 def test_label_object_ties_shape_and_texture():
-    for scene in scenes(200):
+    for scene in drawn_scenes(200):
         (item,) = scene.objects
-        assert item.shape == synthetic.SHAPES[item.class_id]
-        assert item.texture.family == synthetic.OBJECT_TEXTURES[item.class_id]
+        assert item.shape == scenes.SHAPES[item.class_id]
+        assert item.texture.family == scenes.OBJECT_TEXTURES[item.class_id]
 
 
 def test_label_shape_leaves_the_texture_free():
-    items = [scene.objects[0] for scene in scenes(label="shape")]
-    assert all(item.shape == synthetic.SHAPES[item.class_id] for item in items)
+    items = [scene.objects[0] for scene in drawn_scenes(label="shape")]
+    assert all(item.shape == scenes.SHAPES[item.class_id] for item in items)
     families = [item.texture.family for item in items]
-    assert_independent(table([i.shape for i in items], families, synthetic.SHAPES, synthetic.OBJECT_TEXTURES))
+    assert_independent(table([i.shape for i in items], families, scenes.SHAPES, scenes.OBJECT_TEXTURES))
 
 
 def test_label_texture_leaves_the_shape_free():
-    items = [scene.objects[0] for scene in scenes(label="texture", num_classes=4)]
+    items = [scene.objects[0] for scene in drawn_scenes(label="texture", num_classes=4)]
     families = [item.texture.family for item in items]
-    assert families == [synthetic.OBJECT_TEXTURES[item.class_id] for item in items]
-    counts = table([item.shape for item in items], families, synthetic.SHAPES, synthetic.OBJECT_TEXTURES[:4])
+    assert families == [scenes.OBJECT_TEXTURES[item.class_id] for item in items]
+    counts = table([item.shape for item in items], families, scenes.SHAPES, scenes.OBJECT_TEXTURES[:4])
     assert counts.min() > 0
     assert_independent(counts)
 
 
 def test_background_is_independent_of_the_object():
-    drawn = scenes()
-    shapes, families = synthetic.SHAPES, synthetic.BACKGROUND_TEXTURES
+    drawn = drawn_scenes()
+    shapes, families = scenes.SHAPES, scenes.BACKGROUND_TEXTURES
     backgrounds = [scene.background.family for scene in drawn]
     counts = table([scene.objects[0].shape for scene in drawn], backgrounds, shapes, families)
     assert counts.min() > 15  # 2000 / 48 = 42 expected.
@@ -158,8 +159,8 @@ def test_background_is_independent_of_the_object():
 
 
 def test_place_and_area_are_independent_of_the_class():
-    drawn = [scene.objects[0] for scene in scenes()]
-    areas = np.array([polygon_area(synthetic.POLYGONS[i.shape]) * i.radius**2 for i in drawn])
+    drawn = [scene.objects[0] for scene in drawn_scenes()]
+    areas = np.array([polygon_area(scenes.POLYGONS[i.shape]) * i.radius**2 for i in drawn])
     large = (areas > np.median(areas)).tolist()
     classes = [item.class_id for item in drawn]
     assert_independent(table(classes, large, list(range(8)), [False, True]))
@@ -168,7 +169,7 @@ def test_place_and_area_are_independent_of_the_class():
 
 
 def test_classes_of_several_objects_are_independent_and_counts_uniform():
-    drawn = scenes(2000, min_objects=1, max_objects=3, num_classes=4)
+    drawn = drawn_scenes(2000, min_objects=1, max_objects=3, num_classes=4)
     counts = np.bincount([len(scene.objects) for scene in drawn])[1:]
     assert len(counts) == 3 and np.all(np.abs(counts - 2000 / 3) < 4 * math.sqrt(2000 * 2 / 9))
     pairs = [[item.class_id for item in scene.objects[:2]] for scene in drawn if len(scene.objects) > 1]
@@ -176,14 +177,14 @@ def test_classes_of_several_objects_are_independent_and_counts_uniform():
 
 
 def test_textures_of_objects_never_occur_in_backgrounds():
-    assert not set(synthetic.OBJECT_TEXTURES) & set(synthetic.BACKGROUND_TEXTURES)
+    assert not set(scenes.OBJECT_TEXTURES) & set(scenes.BACKGROUND_TEXTURES)
 
 
 @pytest.mark.parametrize("difficulty", [0.0, 0.5, 1.0])
 def test_contrasts(difficulty):
-    for scene in scenes(300, difficulty=difficulty):
+    for scene in drawn_scenes(300, difficulty=difficulty):
         (item,) = scene.objects
-        lumas = [np.dot(synthetic._LUMA, color) for color in item.texture.colors]
+        lumas = [np.dot(scenes._LUMA, color) for color in item.texture.colors]
         assert abs(lumas[0] - lumas[1]) >= 0.62 - 0.36 * difficulty - 1e-6
         assert math.dist(item.texture.mean_color, scene.background.mean_color) >= 0.2
         assert 0 <= np.min(item.texture.colors) and np.max(item.texture.colors) <= 1
@@ -193,7 +194,7 @@ def test_difficulty_adds_noise():
     flat, noisy = (
         render(scene, 64)[0].astype(float)
         for scene in (
-            next(s for s in scenes(50, difficulty=difficulty) if s.background.family == "plain")
+            next(s for s in drawn_scenes(50, difficulty=difficulty) if s.background.family == "plain")
             for difficulty in (0.0, 1.0)
         )
     )
@@ -208,33 +209,33 @@ def test_difficulty_adds_noise():
 
 @pytest.mark.parametrize(("least", "most"), [(1, 2), (2, 4), (8, 8)])
 def test_objects_are_as_many_as_asked_inside_and_apart(least, most):
-    for scene in scenes(150, min_objects=least, max_objects=most):
+    for scene in drawn_scenes(150, min_objects=least, max_objects=most):
         assert least <= len(scene.objects) <= most
         for number, item in enumerate(scene.objects):
             vertices = shape_vertices(item.shape, item.center, item.radius, item.angle)
-            assert vertices.min() >= synthetic.MARGIN - 1e-9 and vertices.max() <= 1 - synthetic.MARGIN + 1e-9
+            assert vertices.min() >= scenes.MARGIN - 1e-9 and vertices.max() <= 1 - scenes.MARGIN + 1e-9
             for other in scene.objects[:number]:
                 gap = math.dist(item.center, other.center) - item.radius - other.radius
-                assert gap >= synthetic.MARGIN - 1e-9
+                assert gap >= scenes.MARGIN - 1e-9
 
 
 def test_grid_takes_what_random_places_cannot(monkeypatch):
-    monkeypatch.setattr(synthetic, "AREA_RANGE", (0.9, 0.95))  # Nothing of that size can ever be placed beside another.
-    placed = synthetic._place(np.random.default_rng(0), ["circle"] * 5)
+    monkeypatch.setattr(scenes, "AREA_RANGE", (0.9, 0.95))  # Nothing of that size can ever be placed beside another.
+    placed = scenes._place(np.random.default_rng(0), ["circle"] * 5)
     assert len(placed) == 5
     for number, (center, radius, _) in enumerate(placed):
         # 3 x 3 cells, radius half a cell less the margin: 1/6 - 1/32.
         assert radius == pytest.approx(1 / 6 - 1 / 32)
         for other, other_radius, _ in placed[:number]:
-            assert math.dist(center, other) - radius - other_radius >= 2 * synthetic.MARGIN - 1e-9
+            assert math.dist(center, other) - radius - other_radius >= 2 * scenes.MARGIN - 1e-9
 
 
 def test_pixels_of_each_object_match_its_polygon():
-    for scene in scenes(40, min_objects=2, max_objects=4):
+    for scene in drawn_scenes(40, min_objects=2, max_objects=4):
         _, mask = render(scene, 96)
         for class_id in {item.class_id for item in scene.objects}:
             expected = sum(
-                polygon_area(synthetic.POLYGONS[item.shape]) * (item.radius * 96) ** 2
+                polygon_area(scenes.POLYGONS[item.shape]) * (item.radius * 96) ** 2
                 for item in scene.objects
                 if item.class_id == class_id
             )
@@ -253,7 +254,7 @@ def test_area_of_a_single_object():
 def agreement(source, count=1500):
     """How often the background's family is that of the first object's class."""
     drawn = [source.scene(index) for index in range(count)]
-    families = synthetic.BACKGROUND_TEXTURES
+    families = scenes.BACKGROUND_TEXTURES
     return np.mean([s.background.family == families[s.objects[0].class_id % 6] for s in drawn])
 
 
@@ -269,7 +270,7 @@ def test_confounding_is_in_train_only():
 
 def test_full_confounding_gives_each_class_its_colour():
     means = {}
-    for scene in scenes(400, confounding=1.0):
+    for scene in drawn_scenes(400, confounding=1.0):
         assert scene.confounded
         color = np.array(scene.background.mean_color)
         means.setdefault(scene.objects[0].class_id, []).append(
@@ -287,14 +288,14 @@ def test_full_confounding_gives_each_class_its_colour():
 
 
 def test_area_of_unit_polygons():
-    areas = {name: polygon_area(points) for name, points in synthetic.POLYGONS.items()}
+    areas = {name: polygon_area(points) for name, points in scenes.POLYGONS.items()}
     assert areas["circle"] == pytest.approx(math.pi, rel=0.002)
     assert areas["triangle"] == pytest.approx(3 * math.sqrt(3) / 4)
     assert areas["square"] == pytest.approx(2.0)
     assert areas["hexagon"] == pytest.approx(3 * math.sqrt(3) / 2)
     # Ten triangles with sides 1 and .45 and 36 degrees between them.
     assert areas["star"] == pytest.approx(5 * 0.45 * math.sin(math.pi / 5))
-    for points in synthetic.POLYGONS.values():
+    for points in scenes.POLYGONS.values():
         assert np.linalg.norm(points, axis=1).max() == pytest.approx(1.0)
 
 
@@ -321,9 +322,9 @@ def test_border_of_an_axis_parallel_square_is_anti_aliased():
     assert alpha[5, 10] / 255 == pytest.approx(0.25, abs=0.07)
 
 
-@pytest.mark.parametrize("family", synthetic.OBJECT_TEXTURES + ("stripes", "checks"))
+@pytest.mark.parametrize("family", scenes.OBJECT_TEXTURES + ("stripes", "checks"))
 def test_tiles_use_both_colours_and_wrap_around(family):
-    tile, cell = synthetic.texture_tile(family, 64)
+    tile, cell = scenes.texture_tile(family, 64)
     assert cell == 10 and tile.shape == (200, 200) and tile.dtype == np.uint8
     assert 0.2 < tile.mean() / 255 < 0.7
     assert tile.min() < 20 and tile.max() > 235
@@ -332,7 +333,7 @@ def test_tiles_use_both_colours_and_wrap_around(family):
 
 
 def test_a_scene_looks_alike_at_every_size():
-    scene = next(s for s in scenes(50, difficulty=0.0) if s.background.family == "stripes")
+    scene = next(s for s in drawn_scenes(50, difficulty=0.0) if s.background.family == "stripes")
     small, small_mask = render(scene, 64)
     large, large_mask = render(scene, 128)
     shrunk = large.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))  # [64, 64, 3]

@@ -76,9 +76,7 @@ def centre(
     return jnp.broadcast_to(jnp.outer(*profiles), (*class_ids.shape, *images.shape[1:3]))
 
 
-def edges(
-    predictor: Predictor, images: jax.Array, class_ids: jax.Array, *, rng: jax.Array | None = None
-) -> jax.Array:
+def edges(predictor: Predictor, images: jax.Array, class_ids: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
     """Returns the image's Sobel gradient magnitude over its largest value, float32 [B, k, H, W] in 0..1.
 
     The same map for every class: what a method looks like that is an edge detector. An image without edges gives 0.

@@ -149,6 +149,13 @@ def classify(model: nn.Module, params: Any, inputs: jax.Array) -> jax.Array:
     return model.apply({"params": params}, inputs)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def initial_parameters(model: nn.Module, inputs: jax.Array, seed: int) -> Any:
+    """Returns parameters drawn for inputs [B, H, W, K]."""
+    # XLA compiles the default generator's many draws for ten times as long as this one's.
+    return model.init(jax.random.key(seed, impl="rbg"), inputs)["params"]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def fit_step(model, optimizer, multilabel, params, opt_state, inputs, label):
     """Returns (params, opt_state) after one step of cross-entropy, or binary cross-entropy for multi-label data."""
@@ -177,7 +184,7 @@ def fit(model: nn.Module, examples: Iterable, *, steps: int, multilabel: bool, s
     params = opt_state = None
     for _, (inputs, label) in zip(range(steps), examples, strict=False):
         if params is None:
-            params = jax.jit(model.init)(jax.random.key(seed), inputs)["params"]
+            params = initial_parameters(model, inputs, seed)
             opt_state = optimizer.init(params)
         params, opt_state = fit_step(model, optimizer, multilabel, params, opt_state, inputs, label)
     return params

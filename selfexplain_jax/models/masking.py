@@ -80,7 +80,7 @@ def zero_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = Non
 
 
 def color_noise_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None) -> jax.Array:
-    """One random colour per image, uniform in [-1.8, 1.8], with grey Gaussian noise of a random strength in [0, 0.5]."""
+    """One random colour per image, uniform in [-1.8, 1.8], with grey Gaussian noise of strength [0, 0.5]."""
     del masks
     color_key, strength_key, noise_key = jax.random.split(rng, 3)
     batch = images.shape[0]

@@ -90,6 +90,7 @@ class UNet(nn.Module):
       encoder_depth, decoder_depth: 3x3 convolutions per level.
       stem_stride: pixels per cell of the first level; a multiple of the mask stride.
       mask_stride: pixels per cell of the logit maps.
+      refine_width: channels of a last level at the mask stride, which sees the image again; 0 leaves it out.
       norm: one of NORMS.
       local_contrast: the network sees `local_contrast(images)` in place of the images.
       pooling, pooling_temperature: see `models/pooling.py`.
@@ -102,6 +103,7 @@ class UNet(nn.Module):
     decoder_depth: int = 1
     stem_stride: int = 4
     mask_stride: int = 2
+    refine_width: int = 0
     norm: str = "group"
     local_contrast: bool = True
     pooling: str = "softmax"
@@ -111,8 +113,8 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False):
         """Images [B, H, W, 3], H and W divisible by `size_divisor(self)`."""
-        x = local_contrast(images) if self.local_contrast else images
-        x = space_to_depth(x, self.stem_stride)  # [B, H / stem, W / stem, 3 stem^2]
+        entry = local_contrast(images) if self.local_contrast else images
+        x = space_to_depth(entry, self.stem_stride)  # [B, H / stem, W / stem, 3 stem^2]
         x = nn.Conv(self.widths[0], (3, 3), name="stem")(x)
         skips = []
         for level, width in enumerate(self.widths):
@@ -128,6 +130,12 @@ class UNet(nn.Module):
                 x = ResidualConv(self.norm, name=f"decoder{level}_{i}")(x, train)
         x = nn.relu(Norm(self.norm, name="head_norm")(x, train))
         factor = self.stem_stride // self.mask_stride
+        if self.refine_width:
+            fine = nn.Conv(self.refine_width, (3, 3), name="refine_stem")(space_to_depth(entry, self.mask_stride))
+            x = fine + depth_to_space(nn.Dense(self.refine_width * factor**2, name="refine_up")(x), factor)
+            x = ResidualConv(self.norm, name="refine")(x, train)  # [B, H / stride, W / stride, refine_width]
+            x = nn.relu(Norm(self.norm, name="refine_norm")(x, train))
+            factor = 1
         bias = nn.initializers.constant(self.bias)
         logit_maps = nn.Dense(self.num_classes * factor**2, name="head", bias_init=bias)(x)
         logit_maps = depth_to_space(logit_maps.astype(jnp.float32), factor)  # [B, H / stride, W / stride, C]
@@ -152,11 +160,13 @@ def build_unet(config, info: DatasetInfo) -> UNet:
     stem, stride = options.stem_stride, options.mask_stride
     if stride not in STRIDES or stem not in STRIDES or stem < stride:
         raise UserError(
-            f"config.model.stem_stride = {stem} with mask_stride = {stride} is not possible: both are of {STRIDES}, and "
-            "the stem's is not the smaller."
+            f"config.model.stem_stride = {stem} with mask_stride = {stride} is not possible: both are of {STRIDES}, "
+            "and the stem's is not the smaller."
         )
     if options.pooling not in pooling.POOLS:
-        raise UserError(f"config.model.pooling = {options.pooling!r} is unknown. Choose one of {sorted(pooling.POOLS)}.")
+        raise UserError(
+            f"config.model.pooling = {options.pooling!r} is unknown. Choose one of {sorted(pooling.POOLS)}."
+        )
     divisor = size_divisor(stem, options.widths)
     if info.image_size % divisor:
         raise UserError(
@@ -171,6 +181,7 @@ def build_unet(config, info: DatasetInfo) -> UNet:
         decoder_depth=options.decoder_depth,
         stem_stride=stem,
         mask_stride=stride,
+        refine_width=options.refine_width,
         norm=options.norm,
         local_contrast=options.local_contrast,
         pooling=options.pooling,

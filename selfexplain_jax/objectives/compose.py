@@ -83,8 +83,8 @@ def gate(loss: jax.Array, steepness: float, offset: float) -> jax.Array:
 
 def first_step(objective, names: tuple[str, ...]) -> int | None:
     """The first step at which one of these terms counts; None if none is ever on."""
-    starts = [objective[name].get("start", 0) for name in names if name in objective and objective[name]["weight"] != 0]
-    return min(starts) if starts else None
+    options = [SCHEDULE | dict(objective[name]) for name in names if name in objective]
+    return min((o["start"] for o in options if o["weight"] != 0), default=None)
 
 
 def total_objective(

@@ -22,7 +22,9 @@ def is_correct(scores: jax.Array, label: jax.Array) -> jax.Array:
 def loss_and_logs(params, state: TrainState, batch: dict, rng: jax.Array, *, config, model, explain: bool):
     """The objective of one batch, and what is logged of it."""
     outputs, batch_stats = run_passes(params, state, batch, rng, config=config, model=model, explain=explain)
-    objective = {name: options for name, options in config.objective.items() if explain or name not in EXPLANATION_TERMS}
+    objective = {
+        name: options for name, options in config.objective.items() if explain or name not in EXPLANATION_TERMS
+    }
     loss, means = total_objective(outputs, batch["label"], batch["valid"], state.step, objective, config.model.link)
     count = jnp.maximum(batch["valid"].sum(), 1.0)
     logs = {f"term/{name}": value for name, value in means.items()}

@@ -1,0 +1,394 @@
+"""What is in a synthetic picture, and its pixels: textured shapes on a textured background, anti-aliased.
+
+`sample_scene` draws what is in a picture (cheap, no pixels), `render` draws the pixels and the mask. Object textures
+and background textures are disjoint families, so any patch of an object is evidence of it. Except where the label ties
+them together, shape, texture, colours and background are independent of one another; of the object's colours only
+those too close to the background's are drawn again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import cv2
+import numpy as np
+
+SHAPES = ("circle", "triangle", "square", "pentagon", "hexagon", "heart", "cross", "star")
+OBJECT_TEXTURES = ("dots", "rings", "zigzag", "bricks", "crosses", "triangles", "hatch", "maze")
+BACKGROUND_TEXTURES = ("plain", "stripes", "checks", "clouds", "grain", "gradient")
+MAX_CLASSES = len(SHAPES)
+MAX_OBJECTS = 8
+
+MARGIN = 2 / 64
+"""Least gap between two objects and between an object and the border, in image sides."""
+AREA_RANGE = (0.07, 0.22)
+"""Area of a single object, in images; several objects get `area / count**0.6`."""
+PERIOD_RANGE = (7 / 64, 10 / 64)
+"""Length over which a texture repeats, in image sides."""
+
+_TILE_CELLS = 20  # Periods along one side of a texture tile: more than a rotated picture can show.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclasses.dataclass(frozen=True)
+class Texture:
+    """A pattern that mixes two colours. Colours are RGB in [0, 1], lengths are fractions of the image side."""
+
+    family: str
+    colors: tuple[tuple[float, float, float], tuple[float, float, float]]
+    period: float
+    angle: float
+    phase: tuple[float, float]
+
+    @property
+    def mean_color(self) -> tuple[float, float, float]:
+        """The colour half-way between the two."""
+        return tuple((first + second) / 2 for first, second in zip(*self.colors, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneObject:
+    """One object: centre (x, y) and circumscribed radius are fractions of the image side, the angle is in radians."""
+
+    class_id: int
+    shape: str
+    texture: Texture
+    center: tuple[float, float]
+    radius: float
+    angle: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What is in a picture, independent of its resolution.
+
+    confounded: the background was chosen by the first object's class.
+    noise: half-width of the uniform pixel noise, in grey levels.
+    seed: of the random numbers inside the picture (noise pixels, cloud patterns).
+    """
+
+    background: Texture
+    objects: tuple[SceneObject, ...]
+    confounded: bool
+    noise: float
+    seed: int
+
+
+def _ring_of_points(count: int, radii=(1.0,)) -> np.ndarray:
+    """`count` points around the origin whose distances cycle through `radii`; the first one points up. [count, 2]."""
+    angles = 2 * np.pi * np.arange(count) / count - np.pi / 2
+    distances = np.resize(np.asarray(radii, np.float64), count)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * distances[:, None]  # [count, 2]
+
+
+def _heart() -> np.ndarray:
+    """The classic heart curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t. [64, 2]."""
+    t = 2 * np.pi * np.arange(64) / 64
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([x, -y - 2.5], axis=1)  # [64, 2], shifted so that its smallest enclosing circle is near the origin
+
+
+def _cross(arm: float = 0.36) -> np.ndarray:
+    """A plus sign with arms of half-width `arm` times their length. [12, 2]."""
+    corner = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
+    turns = [np.array([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+    return np.concatenate([np.asarray(corner) @ turn for turn in turns])  # [12, 2]
+
+
+def polygon_area(vertices: np.ndarray) -> float:
+    """Area inside a simple polygon, vertices [N, 2] (shoelace formula)."""
+    x, y = vertices.T
+    return 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
+
+
+def _unit_polygons() -> dict[str, np.ndarray]:
+    polygons = {
+        "circle": _ring_of_points(64),
+        "triangle": _ring_of_points(3),
+        "square": _ring_of_points(4),
+        "pentagon": _ring_of_points(5),
+        "hexagon": _ring_of_points(6),
+        "heart": _heart(),
+        "cross": _cross(),
+        "star": _ring_of_points(10, (1.0, 0.45)),
+    }
+    return {name: points / np.linalg.norm(points, axis=1).max() for name, points in polygons.items()}
+
+
+POLYGONS = _unit_polygons()
+"""Vertices [N, 2] of every shape, inside the unit circle and touching it; x to the right, y down."""
+_POLYGON_AREAS = {name: polygon_area(points) for name, points in POLYGONS.items()}
+
+
+def shape_vertices(shape: str, center: tuple[float, float], radius: float, angle: float) -> np.ndarray:
+    """Vertices [N, 2] (x, y) of a shape that is turned by `angle`, scaled to `radius` and moved to `center`."""
+    cos, sin = math.cos(angle) * radius, math.sin(angle) * radius
+    return POLYGONS[shape] @ np.array(((cos, sin), (-sin, cos))) + np.array(center)
+
+
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
+
+
+def _choice(rng: np.random.Generator, count: int) -> int:
+    return int(rng.random() * count)
+
+
+def _color(luma: float, hue: float, chroma: float) -> tuple[float, float, float]:
+    """RGB in [0, 1] of exactly this luma; the chroma is reduced where the colour does not exist at this luma."""
+    u, v = chroma * math.cos(hue), chroma * math.sin(hue)
+    offsets = (1.140 * v, -0.395 * u - 0.581 * v, 2.032 * u)
+    scale = min(1.0, *((1 - luma if offset > 0 else luma) / max(abs(offset), 1e-6) for offset in offsets))
+    return tuple(min(max(luma + scale * offset, 0.0), 1.0) for offset in offsets)
+
+
+def _draw_texture(rng: np.random.Generator, family: str, contrast: float, hue: float | None = None) -> Texture:
+    """A texture whose two colours differ by at least `contrast` in luma; with `hue`, both are of about that hue."""
+    half = 0.5 * min(contrast * _between(rng, 1.0, 1.3), 0.85)
+    luma = _between(rng, half + 0.05, 0.95 - half)
+    colors = []
+    for sign in (-1, 1):
+        own_hue = _between(rng, -math.pi, math.pi) if hue is None else hue + _between(rng, -0.15, 0.15)
+        chroma = _between(rng, 0.02, 0.35) if hue is None else 0.3
+        colors.append(_color(luma + sign * half, own_hue, chroma))
+    if rng.random() < 0.5:
+        colors.reverse()
+    # The maze differs from place to place, the lattices do not; the rings' centre must stay inside the object.
+    reach = _TILE_CELLS / 2 if family == "maze" else 1.0
+    return Texture(
+        family=family,
+        colors=tuple(colors),
+        period=_between(rng, *PERIOD_RANGE),
+        angle=_between(rng, 0.0, 2 * math.pi),
+        phase=(_between(rng, -reach, reach), _between(rng, -reach, reach)),
+    )
+
+
+def _draw_object_texture(
+    rng: np.random.Generator, family: str, contrast: float, background: Texture, distance: float
+) -> Texture:
+    """A texture whose mean colour is `distance` or more from the background's (the farthest of 24 tries otherwise)."""
+    best, best_distance = None, -1.0
+    for _ in range(24):
+        texture = _draw_texture(rng, family, contrast)
+        found = math.dist(texture.mean_color, background.mean_color)
+        if found > best_distance:
+            best, best_distance = texture, found
+        if found >= distance:
+            break
+    return best
+
+
+def _place(rng: np.random.Generator, shapes: list[str]) -> list[tuple[tuple[float, float], float, float]]:
+    """(centre, radius, angle) of each shape, such that all are inside the image and no two enclosing circles touch.
+
+    Tries random layouts, each round with smaller shapes; what still does not fit is put on a regular grid.
+    """
+    count = len(shapes)
+    shrink = count**-0.6
+    for _ in range(10):
+        areas = [shrink * _between(rng, *AREA_RANGE) for _ in shapes]
+        radii = [math.sqrt(area / _POLYGON_AREAS[shape]) for area, shape in zip(areas, shapes, strict=True)]
+        placed = {}
+        for position in sorted(range(count), key=radii.__getitem__, reverse=True):  # The largest finds room first.
+            radius, angle = radii[position], _between(rng, 0.0, 2 * math.pi)
+            points = shape_vertices(shapes[position], (0.0, 0.0), radius, angle)
+            (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+            for _ in range(16):
+                x = _between(rng, MARGIN - left, 1 - MARGIN - right)
+                y = _between(rng, MARGIN - top, 1 - MARGIN - bottom)
+                if all(math.dist((x, y), center) >= radius + other + MARGIN for center, other, _ in placed.values()):
+                    placed[position] = ((x, y), radius, angle)
+                    break
+            else:
+                break
+        if len(placed) == count:
+            return [placed[position] for position in range(count)]
+        shrink *= 0.85
+    columns = math.ceil(math.sqrt(count))
+    cells = rng.permutation(columns * columns)[:count].tolist()
+    centers = [((cell % columns + 0.5) / columns, (cell // columns + 0.5) / columns) for cell in cells]
+    return [(center, 0.5 / columns - MARGIN, _between(rng, 0.0, 2 * math.pi)) for center in centers]
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    *,
+    label: str = "object",
+    num_classes: int = MAX_CLASSES,
+    min_objects: int = 1,
+    max_objects: int = 1,
+    difficulty: float = 0.5,
+    confounding: float = 0.0,
+) -> Scene:
+    """Draws what is in a picture, without drawing it; the arguments are those of `Synthetic`.
+
+    The background is drawn before anything of the object but its class, so that it depends on nothing else.
+    """
+    count = min_objects + _choice(rng, max_objects - min_objects + 1)
+    classes = [_choice(rng, num_classes) for _ in range(count)]
+    contrast = 0.62 - 0.36 * difficulty
+    confounded = rng.random() < confounding
+    if confounded:
+        family = BACKGROUND_TEXTURES[classes[0] % len(BACKGROUND_TEXTURES)]
+        background = _draw_texture(rng, family, 0.7 * contrast, hue=2 * math.pi * classes[0] / num_classes)
+    else:
+        family = BACKGROUND_TEXTURES[_choice(rng, len(BACKGROUND_TEXTURES))]
+        background = _draw_texture(rng, family, 0.7 * contrast)
+    shapes = [SHAPES[_choice(rng, len(SHAPES)) if label == "texture" else c] for c in classes]
+    families = [OBJECT_TEXTURES[_choice(rng, len(OBJECT_TEXTURES)) if label == "shape" else c] for c in classes]
+    objects = []
+    for class_id, shape, family, (center, radius, angle) in zip(
+        classes, shapes, families, _place(rng, shapes), strict=True
+    ):
+        texture = _draw_object_texture(rng, family, contrast, background, distance=0.4 - 0.15 * difficulty)
+        objects.append(SceneObject(class_id, shape, texture, center, radius, angle))
+    return Scene(background, tuple(objects), confounded, noise=24.0 * difficulty, seed=int(rng.integers(2**62)))
+
+
+def _lattice(family: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Patterns that repeat every four cells in u and v (coordinates in cells): True where the second colour is."""
+    a, b = np.abs(u % 1 - 0.5), np.abs(v % 1 - 0.5)  # Distances from the cell's centre lines.
+    match family:
+        case "dots":
+            return a**2 + b**2 < 0.33**2
+        case "crosses":
+            return (np.minimum(a, b) < 0.12) & (np.maximum(a, b) < 0.41)
+        case "zigzag":
+            return (v + 1.2 * np.abs((0.75 * u) % 1 - 0.5)) % 1 < 0.5
+        case "bricks":
+            row = np.floor(1.5 * v)
+            return ((1.5 * v) % 1 < 0.22) | ((0.75 * u + 0.5 * row) % 1 < 0.11)
+        case "triangles":
+            return 2 * np.abs((u + 0.5 * np.floor(v)) % 1 - 0.5) < v % 1
+        case "hatch":
+            return ((u + 0.5 * v) % 1 < 0.24) | ((u - 0.5 * v) % 1 < 0.24)
+        case "stripes":
+            return a < 0.25
+        case "checks":
+            return (a < 0.25) ^ (b < 0.25)
+    raise ValueError(f"no lattice {family!r}")
+
+
+def _soft_threshold(field: np.ndarray, slope: float) -> np.ndarray:
+    return np.clip(0.5 + slope * field, 0, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def texture_tile(family: str, image_size: int) -> tuple[np.ndarray, int]:
+    """(uint8 tile [S, S], pixels per cell): 20 x 20 periods of a pattern, anti-aliased for pictures of this size."""
+    cell = max(round(PERIOD_RANGE[1] * image_size), 4)
+    side = _TILE_CELLS * cell
+    if family == "rings":
+        axis = (np.arange(side, dtype=np.float32) + 0.5) / cell - _TILE_CELLS / 2
+        tile = _soft_threshold(np.cos(2 * np.pi * np.hypot(axis[:, None], axis[None, :])), cell / 12)
+    elif family == "maze":  # Band-pass noise: the same wavelength in every direction.
+        noise = np.random.default_rng(8).standard_normal((4 * _TILE_CELLS, 4 * _TILE_CELLS))  # A quarter cell a sample.
+        frequency = np.fft.fftfreq(4 * _TILE_CELLS, 1 / 4)
+        ring = np.exp(-(((np.hypot(frequency[:, None], frequency[None, :]) - 1) / 0.12) ** 2))
+        field = np.fft.ifft2(np.fft.fft2(noise) * ring).real.astype(np.float32)
+        field = cv2.resize(field / field.std(), (side, side), interpolation=cv2.INTER_CUBIC)
+        tile = _soft_threshold(field, cell / 4)
+    else:
+        oversampling = 8
+        axis = (np.arange(4 * cell * oversampling, dtype=np.float32) + 0.5) / (cell * oversampling)
+        v, u = np.meshgrid(axis, axis, indexing="ij")
+        patch = _lattice(family, u, v).reshape(4 * cell, oversampling, 4 * cell, oversampling).mean(axis=(1, 3))
+        tile = np.tile(patch, (_TILE_CELLS // 4, _TILE_CELLS // 4))
+    return np.ascontiguousarray(np.rint(255 * tile), dtype=np.uint8), cell
+
+
+def _pattern(
+    texture: Texture, image_size: int, origin: tuple[float, float], corner: tuple[int, int], shape: tuple[int, int]
+) -> np.ndarray:
+    """The pattern turned about `origin`, in the window of this `shape` with upper left pixel `corner`. uint8 [h, w]."""
+    tile, cell = texture_tile(texture.family, image_size)
+    scale = cell / (texture.period * image_size)
+    cos, sin = scale * math.cos(texture.angle), scale * math.sin(texture.angle)
+    # Pixel i has its centre at i + 0.5, in the window as in the tile.
+    x, y = corner[0] + 0.5 - origin[0], corner[1] + 0.5 - origin[1]
+    middle = tile.shape[0] / 2 - 0.5
+    offset_x = middle + texture.phase[0] * cell + cos * x + sin * y
+    offset_y = middle + texture.phase[1] * cell - sin * x + cos * y
+    matrix = np.array(((cos, sin, offset_x), (-sin, cos, offset_y)))
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(tile, matrix, (shape[1], shape[0]), flags=flags, borderMode=cv2.BORDER_WRAP)
+
+
+def _noise_pattern(rng: np.random.Generator, points: int, image_size: int) -> np.ndarray:
+    """Smooth noise uint8 [H, W] that interpolates `points` x `points` random values."""
+    grid = np.frombuffer(rng.bytes(points * points), np.uint8).reshape(points, points)
+    return cv2.resize(grid, (image_size, image_size), interpolation=cv2.INTER_CUBIC)
+
+
+def _background_pattern(texture: Texture, rng: np.random.Generator, image_size: int) -> np.ndarray:
+    """The background's pattern, uint8 [H, W]."""
+    match texture.family:
+        case "plain":
+            return np.full((image_size, image_size), 128, np.uint8)
+        case "clouds":
+            return _noise_pattern(rng, round(1 / texture.period), image_size)
+        case "grain":
+            return _noise_pattern(rng, round(4 / texture.period), image_size)
+        case "gradient":
+            cos, sin = math.cos(texture.angle), math.sin(texture.angle)
+            axis = np.linspace(-127.0, 127.0, image_size, dtype=np.float32) / (abs(cos) + abs(sin))
+            return ((cos * axis + 127.5)[None, :] + (sin * axis)[:, None]).astype(np.uint8)
+    return _pattern(texture, image_size, (image_size / 2, image_size / 2), (0, 0), (image_size, image_size))
+
+
+def _paint(pattern: np.ndarray, texture: Texture) -> np.ndarray:
+    """Pattern uint8 [h, w] -> colours uint8 [h, w, 3]."""
+    first, second = np.array(texture.colors, np.float32) * 255
+    palette = first + np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (second - first)  # [256, 3]
+    return cv2.applyColorMap(pattern, np.rint(palette).astype(np.uint8)[:, None, :])
+
+
+def coverage(vertices: np.ndarray, image_size: int) -> tuple[np.ndarray, int, int]:
+    """How much of each pixel a polygon covers.
+
+    Args:
+      vertices: [N, 2] (x, y) in pixels, where pixel (0, 0) is the square from 0 to 1.
+      image_size: pixels per side of the picture.
+
+    Returns:
+      (alpha uint8 [h, w], where 255 is all of the pixel; x and y of the window's upper left pixel).
+    """
+    left, top = np.maximum(np.floor(vertices.min(axis=0)), 0).astype(int).tolist()
+    right, bottom = np.minimum(np.ceil(vertices.max(axis=0)), image_size).astype(int).tolist()
+    width, height = right - left, bottom - top
+    oversampling, bits = (8 if image_size <= 96 else 4), 6
+    fine = np.zeros((height * oversampling, width * oversampling), np.uint8)
+    points = ((vertices - (left, top)) * oversampling - 0.5) * (1 << bits)
+    outline = [np.rint(points).astype(np.int32)]
+    cv2.fillPoly(fine, outline, 255, lineType=cv2.LINE_8, shift=bits)
+    # fillPoly fills whatever the outline touches, about half of which lies outside.
+    cv2.polylines(fine, outline, True, 128, lineType=cv2.LINE_8, shift=bits)
+    return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA), left, top
+
+
+def render(scene: Scene, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a scene.
+
+    Returns:
+      (image uint8 [H, W, 3], mask uint8 [H, W]: class + 1 where an object covers at least half of the pixel, else 0).
+    """
+    rng = np.random.Generator(np.random.SFC64(scene.seed))
+    image = _paint(_background_pattern(scene.background, rng, image_size), scene.background)
+    mask = np.zeros((image_size, image_size), np.uint8)
+    for item in scene.objects:
+        origin = (item.center[0] * image_size, item.center[1] * image_size)
+        vertices = shape_vertices(item.shape, origin, item.radius * image_size, item.angle)
+        alpha, left, top = coverage(vertices, image_size)
+        window = np.s_[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+        colors = _paint(_pattern(item.texture, image_size, origin, (left, top), alpha.shape), item.texture)
+        weight = np.multiply(alpha, 1 / 255, dtype=np.float32)
+        image[window] = cv2.blendLinear(colors, np.ascontiguousarray(image[window]), weight, 1 - weight)
+        np.copyto(mask[window], item.class_id + 1, where=alpha >= 128)
+    if scene.noise > 0:
+        noise = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
+        image = cv2.addWeighted(image, 1.0, noise, 2 * scene.noise / 255, -scene.noise)
+    return image, mask
