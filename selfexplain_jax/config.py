@@ -63,6 +63,9 @@ def base_config() -> ml_collections.ConfigDict:
     model.pooling = "softmax"
     # k of the softmax and log-sum-exp pools: 0 is the mean, infinity the maximum.
     model.pooling_temperature = 1.0
+    # k goes geometrically from the initial value to pooling_temperature over so many steps; 0 = it is constant.
+    model.initial_temperature = 1.0
+    model.temperature_steps = 0
     # "softmax" (classes exclude each other) or "sigmoid" (each class present or not): scores -> probabilities.
     model.link = "sigmoid"
 

@@ -102,9 +102,8 @@ def squares_config(steps):
 
 
 def test_mask_only_classifiers_read_an_encoding_and_the_evaluator_reads_pixels(monkeypatch):
-    small = audit.SmallClassifier(2, widths=(8, 16), cell=2)
-    monkeypatch.setattr(audit, "mask_classifier", lambda info: small)
-    monkeypatch.setattr(audit, "image_classifier", lambda info: small)
+    monkeypatch.setattr(audit, "mask_classifier", lambda info: audit.MaskClassifier(2, widths=(8, 16), cell=2))
+    monkeypatch.setattr(audit, "image_classifier", lambda info: audit.ImageClassifier(2, 16, 1, cell=2))
     dataset = types.SimpleNamespace(info=INFO, source=lambda split: Source(256, 0 if split == "train" else 1))
     config = squares_config(60)
 
@@ -136,6 +135,45 @@ def test_mask_only_classifiers_read_an_encoding_and_the_evaluator_reads_pixels(m
     assert accuracy["mask_only_accuracy_ground_truth"] < 0.7  # the silhouettes of both classes are the same squares
     for name in ("evaluator_accuracy", "evaluator_accuracy_full_image", "evaluator_accuracy_ground_truth"):
         assert accuracy[name] > 0.9, name
+
+
+def test_evaluator_learns_from_random_masks_and_image_labels_alone():
+    config = squares_config(10)
+    random = np.random.default_rng(0)
+    batches = [
+        {"image": random.normal(size=(64, 16, 16, 3)).astype(np.float32), "label": np.eye(2)[random.integers(0, 2, 64)]}
+        for _ in range(10)
+    ]  # without annotations: their use would be a KeyError
+    shares = []
+    for (images, label), batch in zip(audit.masked_examples(batches, config), batches, strict=True):
+        kept = (np.asarray(images) == batch["image"]).all(axis=3)  # the infill is 0
+        assert ((np.asarray(images) == 0).all(axis=3) == ~kept).all()
+        assert label is batch["label"]
+        shares.append(kept.all(axis=(1, 2)).mean())
+    assert shares[0] == 1
+    assert np.mean(shares[5:]) == pytest.approx(audit.WHOLE_SHARE, abs=0.1)
+
+
+def test_evaluator_masks_are_drawn_anew_each_step():
+    masks = [np.asarray(audit.evaluator_masks(64, 16, 0.0, 0, step)) for step in (0, 0, 1)]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert (masks[0] != masks[2]).any()
+    assert set(np.unique(masks[0])) == {0, 1}
+    assert (audit.evaluator_masks(64, 16, 1.0, 0, 0) == 1).all()
+
+
+def test_loss_by_hand():
+    scores, label = jnp.asarray([[jnp.log(3.0), 0.0]]), jnp.asarray([[1.0, 0.0]])
+    assert audit.audit_loss(scores, label, False) == pytest.approx(-np.log(0.75))
+    # Both present: the label is shared out, and the sigmoids 3/4 and 1/2 are judged class by class.
+    both = audit.audit_loss(scores, jnp.ones((1, 2)), True)
+    assert both == pytest.approx(-(np.log(0.75) + np.log(0.25)) / 2 - (np.log(0.75) + np.log(0.5)) / 2, rel=1e-5)
+
+
+def test_cells_fill_up_what_the_size_leaves_over():
+    folded = audit.cells(jnp.ones((1, 5, 4, 1)), 4)
+    assert folded.shape == (1, 2, 1, 16)
+    assert folded[0, 0].sum() == 16 and folded[0, 1].sum() == 4
 
 
 def test_audit_needs_steps():

@@ -15,10 +15,6 @@ LN3 = math.log(3)
 LINKS = compose.LINKS
 
 
-def softplus(x):
-    return math.log1p(math.exp(x))
-
-
 def logit(p):
     return math.log(p / (1 - p))
 
@@ -325,6 +321,7 @@ def test_every_term_with_its_defaults_is_valid():
     "objective, message",
     [
         ({"clasification": {"weight": 1.0}}, "config.objective.clasification is no known term.*classification"),
+        ({"object": 1.0}, 'config.objective.object = 1.0 must be {"weight": number'),
         ({"object": {"wieght": 1.0}}, "config.objective.object.wieght is no option of that term.*target.*weight"),
         ({"area_target": {"edge": 1.0}}, "config.objective.area_target.edge is no option"),
         ({"classification": {"link": "softmax"}}, "config.objective.classification.link is no option"),

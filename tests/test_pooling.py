@@ -120,6 +120,19 @@ def test_gradient_of_the_logsumexp_pool_is_its_softmax():
     np.testing.assert_allclose(gradient.ravel(), [0.1, 0.9], rtol=1e-5)
 
 
+def test_annealing_is_geometric_and_then_constant():
+    temperatures = [float(pooling.annealed(np.int32(step), 2.0, 0.5, 4)) for step in (0, 1, 2, 4, 9)]
+    assert temperatures == pytest.approx([2.0, math.sqrt(2), 1.0, 0.5, 0.5], rel=1e-5)
+
+
+def test_temperature_may_be_an_array(random_maps):
+    traced = jax.jit(lambda maps, temperature: pooling.pool(maps, "softmax", temperature))
+    for temperature in (0.5, 3.0):
+        np.testing.assert_allclose(
+            traced(random_maps, jnp.float32(temperature)), pool(random_maps, "softmax", temperature), rtol=1e-5
+        )
+
+
 @pytest.mark.parametrize("name", POOLS)
 def test_gradients_stay_finite_on_extreme_maps(name):
     extreme = maps([-1e4, 0.0], [1e4, 1e4])

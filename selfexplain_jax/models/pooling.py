@@ -65,15 +65,27 @@ POOLS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def pool(logit_maps: jax.Array, name: str, temperature: float) -> jax.Array:
+def annealed(step: jax.Array, initial: float, final: float, steps: int) -> jax.Array:
+    """Temperature at a step: geometric from `initial` at step 0 to `final` at step `steps`, then constant."""
+    share = jnp.clip(step / max(steps, 1), 0.0, 1.0)
+    return jnp.float32(initial) * (final / initial) ** share
+
+
+def pool(logit_maps: jax.Array, name: str, temperature: float | jax.Array) -> jax.Array:
     """Class scores [B, C] of logit maps [B, h, w, C] by the pool of that name, in float32.
+
+    Args:
+      logit_maps: [B, h, w, C].
+      name: one of POOLS.
+      temperature: k; a number, or a traced scalar that the caller has checked.
 
     Raises:
       UserError: unknown name, or a temperature that is not positive where the pool divides by it.
     """
     if name not in POOLS:
         raise UserError(f"config.model.pooling = {name!r} is unknown. Choose one of {sorted(POOLS)}.")
-    if temperature < 0 or (name == "logsumexp" and temperature == 0):
+    known = not isinstance(temperature, jax.Array)
+    if known and (temperature < 0 or (name == "logsumexp" and temperature == 0)):
         raise UserError(
             f"config.model.pooling_temperature = {temperature} is not possible for {name!r}: "
             "it must be positive (0 is allowed for 'softmax', where it means the mean)."

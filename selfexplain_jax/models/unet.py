@@ -111,8 +111,8 @@ class UNet(nn.Module):
     bias: float = -2.0
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False):
-        """Images [B, H, W, 3], H and W divisible by `size_divisor(self)`."""
+    def __call__(self, images: jax.Array, train: bool = False, temperature: jax.Array | None = None):
+        """Images [B, H, W, 3], H and W divisible by `size_divisor`; `temperature` stands in for that of the pool."""
         entry = local_contrast(images) if self.local_contrast else images
         x = space_to_depth(entry, self.stem_stride)  # [B, H / stem, W / stem, 3 stem^2]
         x = nn.Conv(self.widths[0], (3, 3), name="stem")(x)
@@ -139,7 +139,8 @@ class UNet(nn.Module):
         bias = nn.initializers.constant(self.bias)
         logit_maps = nn.Dense(self.num_classes * factor**2, name="head", bias_init=bias)(x)
         logit_maps = depth_to_space(logit_maps.astype(jnp.float32), factor)  # [B, H / stride, W / stride, C]
-        scores = pooling.pool(logit_maps, self.pooling, self.pooling_temperature)
+        temperature = self.pooling_temperature if temperature is None else temperature
+        scores = pooling.pool(logit_maps, self.pooling, temperature)
         return scores, {"logit_maps": logit_maps, "features": x}
 
 

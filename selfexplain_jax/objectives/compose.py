@@ -54,6 +54,8 @@ def validate_objective(config) -> None:
     for name, options in config.objective.items():
         if name not in TERMS:
             raise UserError(f"config.objective.{name} is no known term. Choose from {sorted(TERMS)}.")
+        if not hasattr(options, "items"):
+            raise UserError(f'config.objective.{name} = {options!r} must be {{"weight": number, ...}}.')
         known = own_options(name) | set(SCHEDULE)
         for option, value in options.items():
             where = f"config.objective.{name}.{option}"

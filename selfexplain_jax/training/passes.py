@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from selfexplain_jax.models import masking
+from selfexplain_jax.models import masking, pooling
 from selfexplain_jax.objectives.compose import first_step
 from selfexplain_jax.training.state import variables_of
 from selfexplain_jax.types import UserError
@@ -32,6 +32,11 @@ def validate_passes(config) -> None:
         raise UserError(f"config.passes.evaluator_masks = {passes.evaluator_masks!r}: choose from {EVALUATOR_MASKS}.")
     masking.check_infills(passes.infills, "config.passes.infills")
     masking.check_infills((config.evaluation.infill,), "config.evaluation.infill")
+    if config.model.temperature_steps < 0 or (
+        config.model.temperature_steps > 0
+        and min(config.model.initial_temperature, config.model.pooling_temperature) <= 0
+    ):
+        raise UserError("config.model.temperature_steps must be 0 or more, and then both temperatures positive.")
     if not 0 <= passes.ema_decay < 1:
         raise UserError(f"config.passes.ema_decay = {passes.ema_decay} must be in [0, 1).")
     if passes.classes_per_image < 0:
@@ -45,6 +50,14 @@ def explanations_start(config) -> int:
     """
     start = first_step(config.objective, EXPLANATION_TERMS)
     return config.train.steps if start is None else start
+
+
+def pool_temperature(step: jax.Array, config) -> jax.Array | None:
+    """The pool's temperature at a step while `config.model.temperature_steps` anneal it; None: the model's own."""
+    options = config.model
+    if options.temperature_steps == 0:
+        return None
+    return pooling.annealed(step, options.initial_temperature, options.pooling_temperature, options.temperature_steps)
 
 
 def mask_outputs(logit_maps: jax.Array, images: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
@@ -148,8 +161,13 @@ def run_passes(params, state, batch: dict, rng: jax.Array, *, config, model, exp
       `outputs` for the terms, and the new batch statistics (those of the image pass; the other passes use the running
       ones).
     """
+    temperature = pool_temperature(state.step, config)
     (scores, endpoints), updates = model.apply(
-        variables_of(params, state.batch_stats), batch["image"], train=True, mutable=["batch_stats"]
+        variables_of(params, state.batch_stats),
+        batch["image"],
+        train=True,
+        temperature=temperature,
+        mutable=["batch_stats"],
     )
     outputs = {"scores": scores, **mask_outputs(endpoints["logit_maps"], batch["image"], batch["label"])}
     frozen = {
@@ -159,7 +177,7 @@ def run_passes(params, state, batch: dict, rng: jax.Array, *, config, model, exp
     }[config.passes.weights]()
 
     def apply(weights, images):
-        return model.apply(variables_of(weights, state.batch_stats), images, train=False)[0]
+        return model.apply(variables_of(weights, state.batch_stats), images, train=False, temperature=temperature)[0]
 
     if explain:
         outputs |= explanation_passes(apply, params, frozen, outputs, batch, config, rng)

@@ -1,0 +1,122 @@
+"""Every experiment in configs/, in every variant: it loads, says how to run it, and its real step can be traced."""
+
+import importlib.util
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from selfexplain_jax.compile import abstract_batch, abstract_state
+from selfexplain_jax.config import base_config, load_config
+from selfexplain_jax.training import loop
+from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.passes import explanations_start
+from selfexplain_jax.types import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
+
+
+def module_of(file):
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# `path` alone, the default, and each `path:variant`.
+SPECS = [
+    f"{file.relative_to(ROOT)}{suffix}"
+    for file in FILES
+    for suffix in ("", *(f":{variant}" for variant in getattr(module_of(file), "VARIANTS", ())))
+]
+
+
+def load(spec):
+    return load_config(str(ROOT / spec))
+
+
+def test_there_are_experiments():
+    assert {"synthetic", "mnist"} <= {file.stem for file in FILES}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_config_is_locked_and_has_the_known_fields_alone(spec):
+    config, base = load(spec), base_config()
+    assert config.is_locked
+    with pytest.raises((AttributeError, KeyError)):
+        config.train.lerning_rate = 1.0
+    # Options of the dataset and the terms are free here; the dataset and the objective check them.
+    for group in base:
+        assert group in config
+        if isinstance(base[group], ml_collections.ConfigDict) and group != "objective":
+            assert set(config[group]) == set(base[group])
+    assert set(config) == set(base)
+    # A checkpoint holds the config as JSON.
+    assert config.to_json_best_effort() == load(spec).to_json_best_effort()
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """Steps that were traced: variants that differ in their data alone have the same."""
+    return []
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_real_step_can_be_traced_with_the_true_shapes(spec, traced):
+    config = load(spec)
+    experiment, mesh = loop.build(config), mesh_lib.make_mesh()
+    step = (experiment.model, config.passes, config.objective, config.train, config.data.image_size)
+    if step in traced:
+        return
+    traced.append(step)
+    state = abstract_state(experiment, mesh)
+    batch = abstract_batch(config, experiment.dataset.info.num_classes, mesh)
+    before = explanations_start(config) > 0
+    after = explanations_start(config) < config.train.steps
+    assert before or after
+    for explain in [False] * before + [True] * after:
+        new_state, logs = jax.eval_shape(loop.make_step(experiment, mesh, explain), state, batch)
+        described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
+        assert described(new_state) == described(state)
+        assert {"loss", "accuracy", "gradient_norm"} <= set(logs)
+        assert {(value.shape, value.dtype) for value in logs.values()} == {((), jnp.dtype("float32"))}
+        if explain:
+            assert {name for name in logs if name.startswith("term/")} == {f"term/{name}" for name in config.objective}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_header_says_what_it_is_and_how_to_run_it(file):
+    header = module_of(file).__doc__
+    assert header and len(header.strip().splitlines()) >= 3
+    command = re.search(r"python -m selfexplain_jax\.main (.*)", header)
+    assert command, f"{file.name}: no command line in its header"
+    assert f"--config=configs/{file.name}" in command.group(1) and "--workdir=" in command.group(1)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_unknown_variant_is_refused_with_the_known_ones(file):
+    with pytest.raises(UserError, match="no_such_variant") as error:
+        load_config(f"{file}:no_such_variant")
+    for variant in getattr(module_of(file), "VARIANTS", ()):
+        assert variant in str(error.value)
+
+
+def test_file_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="no_such_file.py' does not exist.*configs/"):
+        load_config("configs/no_such_file.py:variant")
+
+
+def test_file_without_get_config_is_refused(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match="defines no get_config"):
+        load_config(str(tmp_path / "empty.py"))
+
+
+def test_variant_is_handed_to_get_config(tmp_path):
+    (tmp_path / "echo.py").write_text("def get_config(variant='first'):\n    return variant\n")
+    assert load_config(f"{tmp_path}/echo.py") == "first"
+    assert load_config(f"{tmp_path}/echo.py:second") == "second"
