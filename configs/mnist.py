@@ -8,6 +8,7 @@ Variants: plain (28 px, in a 32 px frame), canvas (one digit on 64 px). Measured
 """
 
 from selfexplain_jax.config import base_config
+from selfexplain_jax.types import UserError
 
 VARIANTS = ("plain", "canvas")
 
@@ -17,7 +18,10 @@ def recipe(config):
     start, ramp = 300, 200
     config.train.steps = 2400
     config.train.learning_rate = 4e-3
-    config.model.pooling_temperature = 0.5
+    config.model.initial_temperature = 0.6
+    config.model.pooling_temperature = 0.25
+    config.model.temperature_steps = 1600
+    config.model.map_blur = 0.7
     config.passes.infills = ("zero", "color_noise")
     config.passes.evaluator_masks = ("swapped", "complement", "blobs")
     config.objective = {
@@ -27,8 +31,8 @@ def recipe(config):
         "background": {"weight": 1.0, "start": start, "ramp": ramp},
         "evaluator": {"weight": 2.0, "start": start, "ramp": ramp},
         "area_target": {"weight": 0.03, "start": start},
-        "area_non_target": {"weight": 0.2, "start": start},
-        "smoothness": {"weight": 0.1, "edge": 2.0, "start": start},
+        "area_non_target": {"weight": 0.1, "start": start},
+        "smoothness": {"weight": 0.03, "edge": 2.0, "start": start},
     }
     return config
 
@@ -36,7 +40,7 @@ def recipe(config):
 def get_config(variant="plain"):
     """The experiment of that name."""
     if variant not in VARIANTS:
-        raise ValueError(f"configs/mnist.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+        raise UserError(f"configs/mnist.py has no variant {variant!r}. Choose one of {VARIANTS}.")
     config = recipe(base_config())
     config.data.name = "mnist"
     if variant == "plain":

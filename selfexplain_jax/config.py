@@ -39,14 +39,14 @@ def base_config() -> ml_collections.ConfigDict:
     # Left-right flip of image and mask with probability one half.
     data.flip = False
     # Threads that read and decode, and elements they hold ready, per host.
-    data.num_threads = 4
+    data.num_threads = 2
     data.prefetch = 64
 
     config.model = model = ml_collections.ConfigDict()
     # A name in selfexplain_jax.models.MODELS.
     model.name = "unet"
     # Channels of the encoder's levels; each further level halves the resolution.
-    model.widths = (48, 64, 96)
+    model.widths = (48, 64)
     # Convolutions per level of the encoder and of the decoder.
     model.encoder_depth = 2
     model.decoder_depth = 1
@@ -54,7 +54,9 @@ def base_config() -> ml_collections.ConfigDict:
     model.stem_stride = 4
     model.mask_stride = 2
     # Channels of a last level at the mask stride that sees the image again, for sharper outlines; 0 = none.
-    model.refine_width = 16
+    model.refine_width = 0
+    # Standard deviation, in cells, of the Gaussian that smooths the logit maps; 0 = none.
+    model.map_blur = 0.0
     # "group", "batch" or "none".
     model.norm = "batch"
     # The network sees the image with its local mean removed and its local contrast normalised.

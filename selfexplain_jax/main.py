@@ -61,6 +61,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             print(f"{__doc__}\nFlags:{values.get_help()}")
             return 0
         keep_compiled_programs()
+        if values.num_processes is None and values.coordinator_address is None:
+            mesh_lib.split_cpu(values.config.train.batch_size)
         mesh_lib.distributed_start(values.coordinator_address, values.num_processes, values.process_id)
         dispatch(values)
     except UserError as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-import jax
 import numpy as np
+
+if TYPE_CHECKING:  # Configs come through here, and must be readable before jax starts.
+    import jax
 
 VOID = 255
 """Mask value of pixels that no loss and no metric may count."""

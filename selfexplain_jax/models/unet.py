@@ -91,6 +91,8 @@ class UNet(nn.Module):
       stem_stride: pixels per cell of the first level; a multiple of the mask stride.
       mask_stride: pixels per cell of the logit maps.
       refine_width: channels of a last level at the mask stride, which sees the image again; 0 leaves it out.
+      map_blur: standard deviation, in cells, of a Gaussian that smooths the logit maps: neighbouring cells share their
+        evidence and, in the gradient, what a pass asks of them.
       norm: one of NORMS.
       local_contrast: the network sees `local_contrast(images)` in place of the images.
       pooling, pooling_temperature: see `models/pooling.py`.
@@ -104,6 +106,7 @@ class UNet(nn.Module):
     stem_stride: int = 4
     mask_stride: int = 2
     refine_width: int = 0
+    map_blur: float = 0.0
     norm: str = "group"
     local_contrast: bool = True
     pooling: str = "softmax"
@@ -139,6 +142,8 @@ class UNet(nn.Module):
         bias = nn.initializers.constant(self.bias)
         logit_maps = nn.Dense(self.num_classes * factor**2, name="head", bias_init=bias)(x)
         logit_maps = depth_to_space(logit_maps.astype(jnp.float32), factor)  # [B, H / stride, W / stride, C]
+        if self.map_blur > 0:
+            logit_maps = masking.blur(logit_maps, self.map_blur)
         temperature = self.pooling_temperature if temperature is None else temperature
         scores = pooling.pool(logit_maps, self.pooling, temperature)
         return scores, {"logit_maps": logit_maps, "features": x}
@@ -183,6 +188,7 @@ def build_unet(config, info: DatasetInfo) -> UNet:
         stem_stride=stem,
         mask_stride=stride,
         refine_width=options.refine_width,
+        map_blur=float(options.map_blur),
         norm=options.norm,
         local_contrast=options.local_contrast,
         pooling=options.pooling,

@@ -69,6 +69,9 @@ def validate_objective(config) -> None:
     bounds = config.objective.get("area_bounds")
     if bounds is not None and not 0 <= bounds.get("lower", 0.05) < bounds.get("upper", 0.3) <= 1:
         raise UserError("config.objective.area_bounds needs 0 <= lower < upper <= 1.")
+    most = 1 if bounds is None else bounds.get("max_classes", 1)
+    if most < 1 or most != int(most):
+        raise UserError(f"config.objective.area_bounds.max_classes = {most} must be a whole number, 1 or more.")
 
 
 def ramp(step: jax.Array, start: int, steps: int) -> jax.Array:

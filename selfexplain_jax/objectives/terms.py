@@ -114,7 +114,7 @@ def area_bounds(
     `max_classes` present classes are looked at, those with the lowest index first.
     """
     del link
-    k = min(max_classes, label.shape[1])
+    k = min(int(max_classes), label.shape[1])
     present, class_ids = jax.lax.top_k(label, k)  # [B, k]
     maps = jnp.take_along_axis(outputs["logit_maps"], class_ids[:, None, None, :], axis=-1)  # [B, h, w, k]
     batch, height, width, _ = maps.shape
