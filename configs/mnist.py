@@ -16,22 +16,22 @@ VARIANTS = ("plain", "canvas")
 def recipe(config):
     """The recipe of configs/synthetic.py."""
     start, ramp = 300, 200
-    config.train.steps = 2400
+    config.train.steps = 3600
     config.train.learning_rate = 4e-3
     config.model.initial_temperature = 0.6
     config.model.pooling_temperature = 0.25
     config.model.temperature_steps = 1600
     config.model.map_blur = 0.7
-    config.passes.infills = ("zero", "color_noise")
+    config.passes.infills = ("zero", "color_noise", "blur")
     config.passes.evaluator_masks = ("swapped", "complement", "blobs")
     config.objective = {
         "ranking": {"weight": 1.0},
         "classification": {"weight": 1.0, "start": start, "ramp": ramp},
         "object": {"weight": 2.0, "start": start, "ramp": ramp},
-        "background": {"weight": 1.0, "start": start, "ramp": ramp},
+        "background": {"weight": 1.5, "start": start, "ramp": ramp},
         "evaluator": {"weight": 2.0, "start": start, "ramp": ramp},
-        "area_target": {"weight": 0.03, "start": start},
-        "area_non_target": {"weight": 0.1, "start": start},
+        "area_target": {"weight": 0.5, "start": start},
+        "area_non_target": {"weight": 0.4, "start": start},
         "smoothness": {"weight": 0.03, "edge": 2.0, "start": start},
     }
     return config

@@ -16,7 +16,7 @@ def recipe(config):
     """The recipe that every variant shares."""
     # Classification alone until this step; then all passes, their weights growing over `ramp` steps.
     start, ramp = 300, 200
-    config.train.steps = 2400
+    config.train.steps = 3600
     config.train.batch_size = 32
     config.train.learning_rate = 4e-3
     # From a pool that finds the class fast to one near the mean (0), where a few strong cells cannot carry it.
@@ -25,7 +25,7 @@ def recipe(config):
     config.model.temperature_steps = 1600
     # Neighbouring cells share evidence: without it the maps show the grid of the last layer.
     config.model.map_blur = 0.7
-    config.passes.infills = ("zero", "color_noise")
+    config.passes.infills = ("zero", "color_noise", "blur")
     config.passes.evaluator_masks = ("swapped", "complement", "blobs")
     config.objective = {
         # Tells classes apart from the first step on; BCE alone would sit on a plateau for a thousand steps.
@@ -33,10 +33,10 @@ def recipe(config):
         # Ties a logit of 0, a mask of one half, to "present".
         "classification": {"weight": 1.0, "start": start, "ramp": ramp},
         "object": {"weight": 2.0, "start": start, "ramp": ramp},
-        "background": {"weight": 1.0, "start": start, "ramp": ramp},
+        "background": {"weight": 1.5, "start": start, "ramp": ramp},
         "evaluator": {"weight": 2.0, "start": start, "ramp": ramp},
-        "area_target": {"weight": 0.03, "start": start},
-        "area_non_target": {"weight": 0.1, "start": start},
+        "area_target": {"weight": 0.5, "start": start},
+        "area_non_target": {"weight": 0.4, "start": start},
         "smoothness": {"weight": 0.03, "edge": 2.0, "start": start},
     }
     return config

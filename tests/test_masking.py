@@ -247,3 +247,13 @@ def test_blobs_are_binary_smooth_and_of_all_areas():
 
 def test_area_of_blobs_can_be_asked_for():
     np.testing.assert_allclose(blob_masks(low=0.25, high=0.25).mean(axis=(1, 2)), 0.25, atol=AREA_TOLERANCE)
+
+
+def test_blur_with_masks_is_that_of_the_background_alone():
+    background, object_color = 0.5, 1.7
+    mask = np.zeros((1, 16, 16), np.float32)
+    mask[:, 4:10, 4:10] = 1.0
+    images = np.where(mask[..., None] > 0, object_color, background) * np.ones((1, 1, 1, 3), np.float32)
+    filling = masking.infill("blur", jnp.asarray(images, jnp.float32), jax.random.key(0), jnp.asarray(mask))
+    # Nothing of the object's colour: the weighted mean of a constant is the constant, up to the guard against 0 / 0.
+    np.testing.assert_allclose(filling, background, rtol=0.01)

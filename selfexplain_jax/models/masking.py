@@ -107,9 +107,17 @@ def blur(images: jax.Array, sigma: float) -> jax.Array:
 
 
 def blur_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None) -> jax.Array:
-    """The image itself, blurred until no texture is left (standard deviation: an eighth of the side)."""
-    del rng, masks
-    return blur(images, images.shape[1] / 8)
+    """The image itself, blurred until no texture is left (standard deviation: an eighth of the side).
+
+    With `masks` [B, H, W] of the objects it is a blur of the background alone, blur((1 - m) x) / blur(1 - m): an object
+    that is cut out leaves a hole in its background's colours, whose outline hardly shows.
+    """
+    del rng
+    sigma = images.shape[1] / 8
+    if masks is None:
+        return blur(images, sigma)
+    keep = (1.0 - jax.lax.stop_gradient(masks))[..., None]
+    return blur(keep * images, sigma) / (blur(keep, sigma) + 1e-3)
 
 
 def other_image_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None) -> jax.Array:
