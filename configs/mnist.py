@@ -16,7 +16,7 @@ VARIANTS = ("plain", "canvas")
 def recipe(config):
     """The recipe of configs/synthetic.py."""
     start, ramp = 300, 200
-    config.train.steps = 3600
+    config.train.steps = 3000
     config.train.learning_rate = 4e-3
     config.model.initial_temperature = 0.6
     config.model.pooling_temperature = 0.25
@@ -30,8 +30,8 @@ def recipe(config):
         "object": {"weight": 2.0, "start": start, "ramp": ramp},
         "background": {"weight": 1.5, "start": start, "ramp": ramp},
         "evaluator": {"weight": 2.0, "start": start, "ramp": ramp},
-        "area_target": {"weight": 0.5, "start": start},
-        "area_non_target": {"weight": 0.4, "start": start},
+        "area_target": {"weight": 0.15, "start": start},
+        "area_non_target": {"weight": 0.2, "start": start},
         "smoothness": {"weight": 0.03, "edge": 2.0, "start": start},
     }
     return config

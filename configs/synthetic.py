@@ -16,7 +16,7 @@ def recipe(config):
     """The recipe that every variant shares."""
     # Classification alone until this step; then all passes, their weights growing over `ramp` steps.
     start, ramp = 300, 200
-    config.train.steps = 3600
+    config.train.steps = 3000
     config.train.batch_size = 32
     config.train.learning_rate = 4e-3
     # From a pool that finds the class fast to one near the mean (0), where a few strong cells cannot carry it.
@@ -35,8 +35,8 @@ def recipe(config):
         "object": {"weight": 2.0, "start": start, "ramp": ramp},
         "background": {"weight": 1.5, "start": start, "ramp": ramp},
         "evaluator": {"weight": 2.0, "start": start, "ramp": ramp},
-        "area_target": {"weight": 0.5, "start": start},
-        "area_non_target": {"weight": 0.4, "start": start},
+        "area_target": {"weight": 0.15, "start": start},
+        "area_non_target": {"weight": 0.2, "start": start},
         "smoothness": {"weight": 0.03, "edge": 2.0, "start": start},
     }
     return config
