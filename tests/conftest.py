@@ -24,3 +24,12 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real images: {folder} does not exist; set SELFEXPLAIN_DATA to a folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """XLA compiles fast and unoptimised, for a file whose tests compile much and compute little."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -20,12 +20,7 @@ SIZE, BATCH, CLASSES = 8, 4, 3
 RNG = jax.random.key(5)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def tiny_config(terms=EXPLANATION_TERMS, **options):

@@ -22,12 +22,7 @@ INFO = DatasetInfo("fake", CLASSES, ("a", "b", "c"), multilabel=False, image_siz
 EXPLANATION = ("object", "background", "evaluator")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def tiny_config(terms=("classification",), widths=(8,), norm="group", **passes):
