@@ -68,7 +68,7 @@ def evaluate(
         logging.info("Dataset %r has no masks: segmentation and localisation are left out.", info.name)
     classifiers = None
     if predictor.masks is not None and settings.audit:
-        logging.info("Training the classifiers of the encoding audit, %d steps each.", settings.audit_steps)
+        logging.info("Training the classifiers of the encoding audit, audit_steps = %d.", settings.audit_steps)
         classifiers = audit.train_audit(lambda batch: view.target_mask(predictor, batch), dataset, config)
 
     pairs, tables, drawn = {}, [], []

@@ -52,3 +52,12 @@ def test_distributed_start_takes_all_flags_or_none():
 
 def test_agreeing_alone_is_the_value_itself():
     assert mesh_lib.agree(True) and not mesh_lib.agree(False)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "cores", "devices"),
+    # Two cores halve 32; 64 cores leave eight examples each; 9 and 8 cannot be split so; 30 / 3 = 10.
+    [(32, 1, 1), (32, 2, 2), (32, 64, 4), (9, 2, 1), (8, 2, 1), (30, 4, 3)],
+)
+def test_a_cpu_is_split_as_far_as_the_batch_allows(batch_size, cores, devices):
+    assert mesh_lib.cpu_devices_for(batch_size, cores) == devices

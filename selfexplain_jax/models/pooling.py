@@ -71,23 +71,32 @@ def annealed(step: jax.Array, initial: float, final: float, steps: int) -> jax.A
     return jnp.float32(initial) * (final / initial) ** share
 
 
-def pool(logit_maps: jax.Array, name: str, temperature: float | jax.Array) -> jax.Array:
-    """Class scores [B, C] of logit maps [B, h, w, C] by the pool of that name, in float32.
-
-    Args:
-      logit_maps: [B, h, w, C].
-      name: one of POOLS.
-      temperature: k; a number, or a traced scalar that the caller has checked.
+def check_pool(name: str, temperature: float) -> None:
+    """Checks `config.model.pooling` and its temperature.
 
     Raises:
       UserError: unknown name, or a temperature that is not positive where the pool divides by it.
     """
     if name not in POOLS:
         raise UserError(f"config.model.pooling = {name!r} is unknown. Choose one of {sorted(POOLS)}.")
-    known = not isinstance(temperature, jax.Array)
-    if known and (temperature < 0 or (name == "logsumexp" and temperature == 0)):
+    if temperature < 0 or (name == "logsumexp" and temperature == 0):
         raise UserError(
             f"config.model.pooling_temperature = {temperature} is not possible for {name!r}: "
             "it must be positive (0 is allowed for 'softmax', where it means the mean)."
         )
+
+
+def pool(logit_maps: jax.Array, name: str, temperature: float | jax.Array) -> jax.Array:
+    """Class scores [B, C] of logit maps [B, h, w, C] by the pool of that name, in float32.
+
+    Args:
+      logit_maps: [B, h, w, C].
+      name: one of POOLS.
+      temperature: k; a number, or a traced scalar, which stands for numbers that the caller has checked.
+
+    Raises:
+      UserError: see `check_pool`.
+    """
+    # A traced scalar has no value to hold against the bounds; 1 passes them all and leaves the name to be checked.
+    check_pool(name, 1.0 if isinstance(temperature, jax.Array) else temperature)
     return POOLS[name](logit_maps.astype(jnp.float32), temperature)

@@ -169,10 +169,7 @@ def build_unet(config, info: DatasetInfo) -> UNet:
             f"config.model.stem_stride = {stem} with mask_stride = {stride} is not possible: both are of {STRIDES}, "
             "and the stem's is not the smaller."
         )
-    if options.pooling not in pooling.POOLS:
-        raise UserError(
-            f"config.model.pooling = {options.pooling!r} is unknown. Choose one of {sorted(pooling.POOLS)}."
-        )
+    pooling.check_pool(options.pooling, options.pooling_temperature)
     divisor = size_divisor(stem, options.widths)
     if info.image_size % divisor:
         raise UserError(

@@ -66,8 +66,10 @@ def split_cpu(batch_size: int) -> None:
     chosen = jax.config.values["jax_num_cpu_devices"] > 0
     if chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
+    # Only Linux says which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        jax.config.update("jax_num_cpu_devices", cpu_devices_for(batch_size, len(os.sched_getaffinity(0))))
+        jax.config.update("jax_num_cpu_devices", cpu_devices_for(batch_size, cores))
     except RuntimeError:  # The devices are in use: a notebook that has computed before.
         return
 

@@ -37,7 +37,7 @@ def validate_passes(config) -> None:
         and min(config.model.initial_temperature, config.model.pooling_temperature) <= 0
     ):
         raise UserError("config.model.temperature_steps must be 0 or more, and then both temperatures positive.")
-    borrowed = {"swapped", "complement"} & set(passes.evaluator_masks) or {"other_image"} & set(passes.infills)
+    borrowed = {"swapped", "complement"} & set(passes.evaluator_masks) | {"other_image"} & set(passes.infills)
     if config.train.batch_size < 2 and first_step(config.objective, EXPLANATION_TERMS) is not None and borrowed:
         raise UserError(
             f"{sorted(borrowed)} need another image of the batch: config.train.batch_size must be 2 or more."
