@@ -41,6 +41,8 @@ FOUR_CELLS = np.stack([[[logit(0.3), logit(0.9)], [logit(0.2), logit(0.6)]], np.
 BOUNDS = {"lower": 0.25, "upper": 0.5}
 
 # term, link, options, label, outputs, value
+TWO_CELLS = {"target_mask": [[0.3, 0.8]]}
+
 BY_HAND = [
     ("classification", "softmax", {}, [1, 0], {"scores": SCORES}, math.log(4 / 3)),
     ("classification", "softmax", {}, [1, 1], {"scores": SCORES}, (math.log(4 / 3) + math.log(4)) / 2),
@@ -89,6 +91,9 @@ BY_HAND = [
     ("area_non_target", "sigmoid", {}, [1, 0], MASKS, 0.375),
     # Over two rows of two: down 0 and .4, right .4 and 0, for m; nothing for n.
     ("smoothness", "sigmoid", {}, [1, 0], CORNER, 0.2 + 0.2),
+    # Two cells that see only each other: 3/10 x 1/5 + 7/10 x 4/5 = .62 for either; nothing where their colours differ.
+    ("affinity", "sigmoid", {"reach": 1}, [1, 0], TWO_CELLS | {"image": np.zeros((1, 2, 3))}, 0.62 / 1.001),
+    ("affinity", "sigmoid", {"reach": 1}, [1, 0], TWO_CELLS | {"image": [[[0.0] * 3, [3.0] * 3]]}, 0.0),
     ("area_bounds", "sigmoid", BOUNDS, [1, 0], {"logit_maps": FOUR_CELLS}, 0.15),
     ("binarisation", "sigmoid", {}, [1, 0], MASKS, 0.75),
     ("binarisation", "sigmoid", {}, [1, 0], {"target_mask": [[0.0], [1.0]]}, 0.0),
@@ -227,6 +232,36 @@ def test_area_bounds_look_at_a_given_number_of_classes(random_outputs):
     np.testing.assert_allclose(few, terms.area_bounds(outputs, first, link="sigmoid"), rtol=1e-5)
 
 
+def test_neighbours_are_the_eight_at_each_distance():
+    board = jnp.arange(81.0).reshape(1, 9, 9, 1) + 1.0
+    found = np.asarray(terms.neighbours(board, 4))[..., 0]
+    assert found.shape == (24, 1, 9, 9)
+    # Rows are nine apart: around the centre, 41, at the distances 1, 2 and 4.
+    expected = [41 + d * (9 * i + j) for d in (1, 2, 4) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
+    np.testing.assert_array_equal(found[:, 0, 4, 4], expected)
+    # The corner has three neighbours at each distance; the others are 0.
+    assert (found[:, 0, 0, 0] > 0).sum() == 9
+    # A reach of three ends at the distance 2.
+    assert terms.neighbours(board, 3).shape[0] == 16
+
+
+def test_affinity_pulls_the_outline_to_the_edge_of_the_image():
+    # Dark left half, bright right half; three masks, of the left half and one column off it to either side.
+    image = np.zeros((1, 8, 8, 3), np.float32)
+    image[:, :, 4:] = 2.0
+    columns = np.arange(8)
+
+    def loss(mask):
+        mask = np.broadcast_to(np.asarray(mask, np.float32), (1, 8, 8))
+        return float(terms.affinity({"image": image, "target_mask": mask}, None, link="sigmoid")[0])
+
+    on_edge, inside, outside = (loss(columns < edge) for edge in (4, 3, 5))
+    assert on_edge == pytest.approx(0.0, abs=1e-6)
+    assert inside > 0.05 and outside > 0.05
+    # Grey costs as well, so the mask is driven to zeros and ones.
+    assert loss(np.full(8, 0.5)) == pytest.approx(0.5, abs=1e-3)
+
+
 def test_total_variation_by_hand():
     # A step of height 1/2 along a column of three rows: of each row's two differences one is 1/2.
     mask = np.asarray([[0.0, 0.5, 0.5]] * 3, np.float32)[None]
@@ -329,6 +364,9 @@ def test_every_term_with_its_defaults_is_valid():
         ({"background": {"form": 2.0}}, "background.form = 2.0 is unknown.*absent"),
         ({"smoothness": {"weight": "a lot"}}, "config.objective.smoothness.weight = 'a lot' must be a number"),
         ({"smoothness": {"weight": True}}, "smoothness.weight = True must be a number"),
+        ({"affinity": {"reach": 0}}, "affinity needs a whole number of cells as reach.*reach = 0"),
+        ({"affinity": {"reach": 1.5}}, "affinity needs a whole number of cells as reach.*reach = 1.5"),
+        ({"affinity": {"scale": 0.0}}, "affinity needs .* a scale above 0.*scale = 0.0"),
         ({"area_bounds": {"lower": 0.5, "upper": 0.2}}, "area_bounds needs 0 <= lower < upper <= 1"),
         ({"area_bounds": {"lower": 0.3}}, "area_bounds needs 0 <= lower < upper <= 1"),
         ({"area_bounds": {"upper": 1.5}}, "area_bounds needs 0 <= lower < upper <= 1"),

@@ -21,6 +21,7 @@ TERMS = {
     "area_bounds": terms.area_bounds,
     "smoothness": terms.smoothness,
     "binarisation": terms.binarisation,
+    "affinity": terms.affinity,
 }
 
 SCHEDULE = {"weight": 1.0, "start": 0, "ramp": 0, "gate_steepness": 0.0, "gate_offset": 0.0}
@@ -69,6 +70,13 @@ def validate_objective(config) -> None:
     bounds = config.objective.get("area_bounds")
     if bounds is not None and not 0 <= bounds.get("lower", 0.05) < bounds.get("upper", 0.3) <= 1:
         raise UserError("config.objective.area_bounds needs 0 <= lower < upper <= 1.")
+    affinity = config.objective.get("affinity", {})
+    reach, scale = affinity.get("reach", 1), affinity.get("scale", 1.0)
+    if reach < 1 or reach != int(reach) or scale <= 0:
+        raise UserError(
+            f"config.objective.affinity needs a whole number of cells as reach, 1 or more, and a scale above 0; "
+            f"reach = {reach}, scale = {scale}."
+        )
     most = 1 if bounds is None else bounds.get("max_classes", 1)
     if most < 1 or most != int(most):
         raise UserError(f"config.objective.area_bounds.max_classes = {most} must be a whole number, 1 or more.")

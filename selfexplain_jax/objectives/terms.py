@@ -145,6 +145,37 @@ def smoothness(outputs: dict, label: jax.Array, *, link: str, edge: float = 0.0)
     )
 
 
+def neighbours(x: jax.Array, reach: int) -> jax.Array:
+    """The eight neighbours of every cell at the distances 1, 2, 4, ... up to `reach`: [B, h, w, K] to [n, B, h, w, K].
+
+    What lies outside of the map is 0.
+    """
+    _, height, width, _ = x.shape
+    distances = [2**i for i in range(reach.bit_length())]
+    pad = distances[-1]
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    offsets = [(d * i, d * j) for d in distances for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
+    return jnp.stack([padded[:, pad + i : pad + i + height, pad + j : pad + j + width] for i, j in offsets])
+
+
+def affinity(outputs: dict, label: jax.Array, *, link: str, scale: float = 0.3, reach: int = 4) -> jax.Array:
+    """mean_u sum_v k(u, v) [m_u (1 - m_v) + (1 - m_u) m_v]: neighbours of one colour belong to one side.
+
+    k(u, v) = a(u, v) / (sum_v a(u, v) + 1e-3) with a = exp(-|x_u - x_v|^2 / (2 scale^2)) on normalised pixels, over the
+    eight neighbours v at each of the distances 1, 2, 4, ... up to `reach` cells. A relaxed Potts energy, as the gated
+    CRF loss (Obukhov et al. 2019, eq. 3), with the normalised local kernel of PAMR (Araslanov & Roth 2020, eq. 5): the
+    outline of the mask moves to an edge of the image. What no neighbour resembles is left alone.
+    """
+    del label, link
+    image, mask = outputs["image"], outputs["target_mask"][..., None]
+    inside = neighbours(jnp.ones_like(mask[:1]), reach)[..., 0]  # [n, 1, h, w]
+    distance = jnp.square(neighbours(image, reach) - image[None]).sum(axis=-1)  # [n, B, h, w]
+    alike = inside * jnp.exp(-distance / (2.0 * scale**2))
+    kernel = alike / (alike.sum(axis=0, keepdims=True) + 1e-3)
+    here, there = mask[None, ..., 0], neighbours(mask, reach)[..., 0]  # [1, B, h, w], [n, B, h, w]
+    return (kernel * (here * (1.0 - there) + (1.0 - here) * there)).sum(axis=0).mean(axis=(1, 2))
+
+
 def binarisation(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
     """mean_u 4 m (1 - m): 0 for a mask of zeros and ones, 1 for a grey one."""
     del label, link
