@@ -57,6 +57,10 @@ def base_config() -> ml_collections.ConfigDict:
     model.refine_width = 0
     # Standard deviation, in cells, of the Gaussian that smooths the logit maps; 0 = none.
     model.map_blur = 0.0
+    # The logit maps are averaged over like-coloured neighbours at these distances, in cells and in turn; () = they are
+    # not. Two cells are alike if their normalised colours differ by less than the scale.
+    model.edge_distances = ()
+    model.edge_scale = 0.2
     # "group", "batch" or "none".
     model.norm = "batch"
     # The network sees the image with its local mean removed and its local contrast normalised.
@@ -147,6 +151,8 @@ def self_explainer_recipe(config: ml_collections.ConfigDict) -> ml_collections.C
     config.model.temperature_steps = 1600
     # Neighbouring cells share evidence: without it the maps show the grid of the last layer.
     config.model.map_blur = 0.7
+    # Masks end where the image has an edge.
+    config.model.edge_distances = (4, 2, 1)
     config.passes.infills = ("zero", "color_noise", "blur")
     config.passes.evaluator_masks = ("swapped", "complement", "blobs")
     config.objective = {
@@ -160,6 +166,8 @@ def self_explainer_recipe(config: ml_collections.ConfigDict) -> ml_collections.C
         "area_target": {"weight": 0.15, "start": start},
         "area_non_target": {"weight": 0.2, "start": start},
         "smoothness": {"weight": 0.03, "edge": 2.0, "start": start},
+        # Cells of one colour on one side of the outline, once the passes have said which side is the object.
+        "affinity": {"weight": 10.0, "start": 600, "ramp": 600},
     }
     return config
 

@@ -232,19 +232,6 @@ def test_area_bounds_look_at_a_given_number_of_classes(random_outputs):
     np.testing.assert_allclose(few, terms.area_bounds(outputs, first, link="sigmoid"), rtol=1e-5)
 
 
-def test_neighbours_are_the_eight_at_each_distance():
-    board = jnp.arange(81.0).reshape(1, 9, 9, 1) + 1.0
-    found = np.asarray(terms.neighbours(board, 4))[..., 0]
-    assert found.shape == (24, 1, 9, 9)
-    # Rows are nine apart: around the centre, 41, at the distances 1, 2 and 4.
-    expected = [41 + d * (9 * i + j) for d in (1, 2, 4) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
-    np.testing.assert_array_equal(found[:, 0, 4, 4], expected)
-    # The corner has three neighbours at each distance; the others are 0.
-    assert (found[:, 0, 0, 0] > 0).sum() == 9
-    # A reach of three ends at the distance 2.
-    assert terms.neighbours(board, 3).shape[0] == 16
-
-
 def test_affinity_pulls_the_outline_to_the_edge_of_the_image():
     # Dark left half, bright right half; three masks, of the left half and one column off it to either side.
     image = np.zeros((1, 8, 8, 3), np.float32)

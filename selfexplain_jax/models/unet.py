@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfexplain_jax.models import masking, pooling
+from selfexplain_jax.models import edges, masking, pooling
 from selfexplain_jax.types import DatasetInfo, UserError
 
 NORMS = ("group", "batch", "none")
@@ -34,6 +34,13 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)  # [B, 2 h, 2 w, K]
+
+
+def shrink(images: jax.Array, factor: int) -> jax.Array:
+    """Means of blocks of factor x factor pixels: [B, H, W, K] to [B, H / factor, W / factor, K]."""
+    batch, height, width, channels = images.shape
+    blocks = images.reshape(batch, height // factor, factor, width // factor, factor, channels)
+    return blocks.mean(axis=(2, 4))  # [B, H / f, W / f, K]
 
 
 def local_contrast(images: jax.Array, sigma: float = 4.0, floor: float = 0.1) -> jax.Array:
@@ -93,6 +100,8 @@ class UNet(nn.Module):
       refine_width: channels of a last level at the mask stride, which sees the image again; 0 leaves it out.
       map_blur: standard deviation, in cells, of a Gaussian that smooths the logit maps: neighbouring cells share their
         evidence and, in the gradient, what a pass asks of them.
+      edge_distances, edge_scale: the filter that lets the maps end at edges of the image, see `models/edges.py`; () is
+        none.
       norm: one of NORMS.
       local_contrast: the network sees `local_contrast(images)` in place of the images.
       pooling, pooling_temperature: see `models/pooling.py`.
@@ -107,6 +116,8 @@ class UNet(nn.Module):
     mask_stride: int = 2
     refine_width: int = 0
     map_blur: float = 0.0
+    edge_distances: tuple[int, ...] = ()
+    edge_scale: float = 0.2
     norm: str = "group"
     local_contrast: bool = True
     pooling: str = "softmax"
@@ -144,6 +155,9 @@ class UNet(nn.Module):
         logit_maps = depth_to_space(logit_maps.astype(jnp.float32), factor)  # [B, H / stride, W / stride, C]
         if self.map_blur > 0:
             logit_maps = masking.blur(logit_maps, self.map_blur)
+        if self.edge_distances:
+            image = shrink(images, images.shape[1] // logit_maps.shape[1])  # [B, H / stride, W / stride, 3]
+            logit_maps = edges.smooth_within_edges(logit_maps, image, self.edge_distances, self.edge_scale)
         temperature = self.pooling_temperature if temperature is None else temperature
         scores = pooling.pool(logit_maps, self.pooling, temperature)
         return scores, {"logit_maps": logit_maps, "features": x}
@@ -170,6 +184,11 @@ def build_unet(config, info: DatasetInfo) -> UNet:
             "and the stem's is not the smaller."
         )
     pooling.check_pool(options.pooling, options.pooling_temperature)
+    if any(distance != int(distance) or distance < 1 for distance in options.edge_distances) or options.edge_scale <= 0:
+        raise UserError(
+            f"config.model.edge_distances = {options.edge_distances!r} must be whole numbers of cells, 1 or more, and "
+            f"edge_scale = {options.edge_scale} above 0."
+        )
     divisor = size_divisor(stem, options.widths)
     if info.image_size % divisor:
         raise UserError(
@@ -186,6 +205,8 @@ def build_unet(config, info: DatasetInfo) -> UNet:
         mask_stride=stride,
         refine_width=options.refine_width,
         map_blur=float(options.map_blur),
+        edge_distances=tuple(options.edge_distances),
+        edge_scale=float(options.edge_scale),
         norm=options.norm,
         local_contrast=options.local_contrast,
         pooling=options.pooling,

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from selfexplain_jax.models import edges
+
 
 def cross_entropy(scores: jax.Array, label: jax.Array, link: str) -> jax.Array:
     """CE(z, y), or mean_c BCE(z_c, y_c) under the sigmoid link: [..., C] and targets in [0, 1] to [...]."""
@@ -145,20 +147,7 @@ def smoothness(outputs: dict, label: jax.Array, *, link: str, edge: float = 0.0)
     )
 
 
-def neighbours(x: jax.Array, reach: int) -> jax.Array:
-    """The eight neighbours of every cell at the distances 1, 2, 4, ... up to `reach`: [B, h, w, K] to [n, B, h, w, K].
-
-    What lies outside of the map is 0.
-    """
-    _, height, width, _ = x.shape
-    distances = [2**i for i in range(reach.bit_length())]
-    pad = distances[-1]
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    offsets = [(d * i, d * j) for d in distances for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
-    return jnp.stack([padded[:, pad + i : pad + i + height, pad + j : pad + j + width] for i, j in offsets])
-
-
-def affinity(outputs: dict, label: jax.Array, *, link: str, scale: float = 0.3, reach: int = 4) -> jax.Array:
+def affinity(outputs: dict, label: jax.Array, *, link: str, scale: float = 0.2, reach: int = 4) -> jax.Array:
     """mean_u sum_v k(u, v) [m_u (1 - m_v) + (1 - m_u) m_v]: neighbours of one colour belong to one side.
 
     k(u, v) = a(u, v) / (sum_v a(u, v) + 1e-3) with a = exp(-|x_u - x_v|^2 / (2 scale^2)) on normalised pixels, over the
@@ -167,13 +156,13 @@ def affinity(outputs: dict, label: jax.Array, *, link: str, scale: float = 0.3, 
     outline of the mask moves to an edge of the image. What no neighbour resembles is left alone.
     """
     del label, link
-    image, mask = outputs["image"], outputs["target_mask"][..., None]
-    inside = neighbours(jnp.ones_like(mask[:1]), reach)[..., 0]  # [n, 1, h, w]
-    distance = jnp.square(neighbours(image, reach) - image[None]).sum(axis=-1)  # [n, B, h, w]
-    alike = inside * jnp.exp(-distance / (2.0 * scale**2))
-    kernel = alike / (alike.sum(axis=0, keepdims=True) + 1e-3)
-    here, there = mask[None, ..., 0], neighbours(mask, reach)[..., 0]  # [1, B, h, w], [n, B, h, w]
-    return (kernel * (here * (1.0 - there) + (1.0 - here) * there)).sum(axis=0).mean(axis=(1, 2))
+    image, mask = outputs["image"], outputs["target_mask"][..., None]  # [B, h, w, 3], [B, h, w, 1]
+    alike = {2**i: edges.likeness(image, 2**i, scale) for i in range(int(reach).bit_length())}
+    total = sum(sum(near) for near in alike.values())
+    # The sums over v of k(u, v) and of k(u, v) m_v; average_alike counts the cell itself.
+    weight = total / (total + 1e-3)
+    others = sum(edges.average_alike(mask, near, total + 1e-3, d) - mask / (total + 1e-3) for d, near in alike.items())
+    return (weight * mask + others - 2.0 * mask * others).mean(axis=(1, 2, 3))
 
 
 def binarisation(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
