@@ -202,6 +202,8 @@ def test_a_thousand_classes_are_never_at_full_resolution(classes_per_image):
         ({"stem_stride": 3}, "stem_stride = 3 with mask_stride = 2 is not possible.*1, 2, 4, 8"),
         ({"stem_stride": 16}, "stem_stride = 16"),
         ({"stem_stride": 2, "mask_stride": 4}, "the stem's is not the smaller"),
+        ({"edge_distances": (2, 0)}, "edge_distances = \\(2, 0\\) must be whole numbers of cells"),
+        ({"edge_scale": 0.0}, "edge_scale = 0.0 above 0"),
         ({"widths": (8, 8, 8, 8)}, "Image size 16 is not divisible by 32.*stem_stride 4 and 4 levels.*multiple of 32"),
     ],
     ids=str,
