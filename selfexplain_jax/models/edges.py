@@ -10,27 +10,47 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 DIRECTIONS = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j)
 """From a cell to its eight neighbours; the opposite of the k-th is the (7 - k)-th."""
 
 
-def neighbours(x: jax.Array, distance: int, outside: float = 0.0) -> list[jax.Array]:
-    """The neighbours of each cell at that distance, one array [B, h, w, K] for each of DIRECTIONS."""
+def neighbours(x: jax.Array, distance: int) -> list[jax.Array]:
+    """The neighbours of each cell at that distance, 0 outside, one array [B, h, w, K] for each of DIRECTIONS."""
     _, height, width, _ = x.shape
     d = distance
-    padded = jnp.pad(x, ((0, 0), (d, d), (d, d), (0, 0)), constant_values=outside)
+    padded = jnp.pad(x, ((0, 0), (d, d), (d, d), (0, 0)))
     return [padded[:, d + d * i : d + d * i + height, d + d * j : d + d * j + width] for i, j in DIRECTIONS]
 
 
 def likeness(images: jax.Array, distance: int, scale: float) -> list[jax.Array]:
     """a(u, v) = exp(-|x_u - x_v|^2 / (2 scale^2)) for the eight neighbours v of each cell u, each [B, h, w, 1].
 
-    0 where the neighbour lies outside of the image.
+    0 where the neighbour lies outside of the image. a(u, v) = a(v, u): four directions are computed, and their
+    opposites are the same numbers, seen from the other cell.
     """
+    _, height, width, channels = images.shape
+    d = distance
+    # Plane by plane, since XLA's loops over an innermost axis of 3 are several times slower on CPU.
+    planes = [images[..., channel] for channel in range(channels)]  # [B, h, w] each
     # So far from every colour that its likeness is 0.
-    others = neighbours(images, distance, outside=1e6)
-    return [jnp.exp(-jnp.square(other - images).sum(axis=-1, keepdims=True) / (2.0 * scale**2)) for other in others]
+    padded = [jnp.pad(plane, ((0, 0), (d, d), (d, d)), constant_values=1e6) for plane in planes]
+
+    def difference(i, j):
+        window = np.s_[:, d + d * i : d + d * i + height, d + d * j : d + d * j + width]
+        return sum(jnp.square(around[window] - plane) for plane, around in zip(planes, padded, strict=True))
+
+    ahead = DIRECTIONS[4:]
+    alike = [jnp.exp(-difference(i, j) / (2.0 * scale**2)) for i, j in ahead]
+    # Without the barrier XLA would rather compute an exponential again at each of its dozen uses than store it.
+    alike = jax.lax.optimization_barrier(alike)
+    padded = [jnp.pad(a, ((0, 0), (d, d), (d, d))) for a in alike]
+    behind = [
+        a[:, d - d * i : d - d * i + height, d - d * j : d - d * j + width]
+        for a, (i, j) in zip(padded, ahead, strict=True)
+    ]
+    return [a[..., None] for a in [*reversed(behind), *alike]]  # in the order of DIRECTIONS, each [B, h, w, 1]
 
 
 def add_alike(maps: jax.Array, alike: list[jax.Array], distance: int) -> jax.Array:
@@ -76,5 +96,6 @@ def smooth_within_edges(maps: jax.Array, images: jax.Array, distances: tuple[int
     images = jax.lax.stop_gradient(images)
     for distance in distances:
         alike = likeness(images, distance, scale)
-        maps = average_alike(maps, alike, 1.0 + sum(alike), distance)
+        total = jax.lax.optimization_barrier(1.0 + sum(alike))
+        maps = average_alike(maps, alike, total, distance)
     return maps
