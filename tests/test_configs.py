@@ -65,7 +65,12 @@ def traced():
     return []
 
 
-@pytest.mark.parametrize("spec", SPECS)
+def costly(spec):
+    """Marks the many variants of an ablation as slow; its default, and all other experiments, are always traced."""
+    return pytest.param(spec, marks=pytest.mark.slow) if "_ablation.py:" in spec else spec
+
+
+@pytest.mark.parametrize("spec", [costly(spec) for spec in SPECS])
 def test_real_step_can_be_traced_with_the_true_shapes(spec, traced):
     config = load(spec)
     experiment, mesh = loop.build(config), mesh_lib.make_mesh()
