@@ -142,7 +142,7 @@ def self_explainer_recipe(config: ml_collections.ConfigDict) -> ml_collections.C
     """
     # Classification alone until this step; then all passes, their weights growing over `ramp` steps.
     start, ramp = 300, 200
-    config.train.steps = 3000
+    config.train.steps = 2400
     config.train.batch_size = 32
     config.train.learning_rate = 4e-3
     # From a pool that finds the class fast to one near the mean (0), where a few strong cells cannot carry it.
