@@ -1,4 +1,4 @@
-"""From a dataset to batches, with Grain: check, shuffle, augment, share out over hosts, normalise, pad.
+"""From a dataset to batches, with Grain: check, shuffle, crop, augment, share out over hosts, normalise, pad.
 
 The training stream is a function of `config.seed` and a position: example number p of the stream is the same whatever
 the number of hosts, and the state of the iterator is the number of steps taken. A run therefore resumes exactly.
@@ -14,7 +14,7 @@ import grain
 import ml_collections
 import numpy as np
 
-from selfexplain_jax.data import augment
+from selfexplain_jax.data import augment, balance
 from selfexplain_jax.types import VOID, Batch, Dataset, Example, UserError
 
 
@@ -24,8 +24,10 @@ def train_iterator(
     """Returns the endless iterator of this host's training batches.
 
     The split `config.data.train_split` is reshuffled every epoch; epochs follow each other without a gap, so a batch
-    may hold the end of one and the start of the next and nothing is dropped. Step t of all hosts together takes the
-    examples t * batch_size ... (t + 1) * batch_size - 1 of the stream; host h of n takes every n-th of them.
+    may hold the end of one and the start of the next and nothing is dropped. With `config.data.balance` above 0 every
+    example is drawn anew, with replacement, by its weight (`balance.sampling_weights`), and there are no epochs. Step t
+    of all hosts together takes the examples t * batch_size ... (t + 1) * batch_size - 1 of the stream; host h of n
+    takes every n-th of them.
 
     Args:
       dataset: what to train on.
@@ -48,14 +50,32 @@ def train_iterator(
             f"Choose a positive multiple of {hosts}."
         )
     source = _CheckedSource(dataset, config, config.data.train_split)
-    stream = grain.MapDataset.source(source).shuffle(_derived_seed(config.seed, "shuffle")).repeat()
-    steps = augment.augmentations(config)
+    stream = _ordered(source, config)
+    # Before the hosts' slice, so that the random numbers depend on the position in the stream alone.
+    steps = augment.augmentations(config, dataset.info)
+    change = augment.compose(steps)
     if steps:
-        # Before the hosts' slice, so that the random numbers depend on the position in the stream alone.
-        stream = stream.random_map(augment.compose(steps), seed=_derived_seed(config.seed, "augment"))
+        stream = stream.random_map(change, seed=_derived_seed(config.seed, "augment"))
+    if config.data.mixup:
+        mix = augment.MixUp(source, change, config.data.mixup)
+        stream = stream.random_map(mix, seed=_derived_seed(config.seed, "mixup"))
     collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
     share = batch_size // hosts
     return iter(_read_ahead(stream[host::hosts].batch(share, batch_fn=collate), config, share))
+
+
+def _ordered(source: _CheckedSource, config: ml_collections.ConfigDict) -> grain.MapDataset:
+    """The endless stream of examples: shuffled epochs, or draws by weight."""
+    seed = _derived_seed(config.seed, "shuffle")
+    if not config.data.balance:
+        return grain.MapDataset.source(source).shuffle(seed).repeat()
+    cumulative = np.cumsum(balance.sampling_weights(source.labels(), config.data.balance))
+
+    def draw(_, rng: np.random.Generator) -> int:
+        # Rounding may leave the last sum below 1.
+        return min(int(np.searchsorted(cumulative, rng.random(), side="right")), len(cumulative) - 1)
+
+    return grain.MapDataset.range(len(source)).repeat().random_map(draw, seed=seed).map(source.__getitem__)
 
 
 def evaluation_batches(
@@ -102,7 +122,10 @@ class EvaluationBatches:
         self._length = math.ceil(per_host / batch_size)
         padded = _PaddedShare(source, self.num_examples, self._length * batch_size, host, hosts)
         collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
-        batches = grain.MapDataset.source(padded).batch(batch_size, batch_fn=collate)
+        examples = grain.MapDataset.source(padded)
+        if source.info.own_sizes:
+            examples = examples.map(augment.fitting(config))
+        batches = examples.batch(batch_size, batch_fn=collate)
         self._batches = _read_ahead(batches, config, batch_size)
 
     def __len__(self) -> int:
@@ -165,6 +188,10 @@ class _CheckedSource:
         mask = example["mask"] if self.info.has_masks else np.full(image.shape[:2], VOID, np.uint8)
         return {"image": image, "label": example["label"], "mask": mask, "valid": 1.0, "index": position}
 
+    def labels(self) -> np.ndarray:
+        """Returns the label of every example, float32 [N, C]."""
+        return balance.labels_of(self._source)
+
     def padding(self) -> dict[str, np.ndarray]:
         """Returns an item that stands for no example."""
         size = self.info.image_size
@@ -178,7 +205,7 @@ class _CheckedSource:
 
     def _check(self, example: Example) -> None:
         info, image, label = self.info, example["image"], np.asarray(example["label"])
-        size = (info.image_size, info.image_size)
+        size = image.shape[:2] if info.own_sizes and image.ndim == 3 else (info.image_size, info.image_size)
         if image.dtype != np.uint8 or image.shape != (*size, 3):
             self._refuse(example, f"image is {image.dtype} {image.shape}, expected uint8 {(*size, 3)}")
         if label.shape != (info.num_classes,):
