@@ -189,8 +189,8 @@ class ColorJitter:
 class MixUp:
     """Mixes a second example into each (Zhang et al., arXiv 1710.09412, equation 1).
 
-    image = l x_i + (1 - l) x_j and label = l y_i + (1 - l) y_j with l from Beta(alpha, alpha) and j any example, changed
-    by `change` like the first. Where the two masks differ, neither is true of the pixel: it becomes void.
+    image = l x_i + (1 - l) x_j and label = l y_i + (1 - l) y_j with l from Beta(alpha, alpha) and j any example,
+    changed by `change` like the first. Where the two masks differ, neither is true of the pixel: it becomes void.
 
     Raises:
       UserError: alpha is negative.
@@ -248,7 +248,9 @@ def augmentations(config: ml_collections.ConfigDict, info: DatasetInfo) -> tuple
 def _range(name: str, values: Sequence[float], low: float, high: float) -> tuple[float, float]:
     if len(values) != 2 or not low < values[0] <= values[1] <= high:
         limit = f" and at most {high:g}" if high < math.inf else ""
-        raise UserError(f"config.data.{name}={tuple(values)} must be two numbers, smallest and largest, above 0{limit}.")
+        raise UserError(
+            f"config.data.{name}={tuple(values)} must be two numbers, smallest and largest, above 0{limit}."
+        )
     return float(values[0]), float(values[1])
 
 

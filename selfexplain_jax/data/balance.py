@@ -17,9 +17,9 @@ def labels_of(source: Source) -> np.ndarray:
 def sampling_weights(labels: np.ndarray, strength: float) -> np.ndarray:
     """How often each example is to be drawn so that classes become more alike in number.
 
-    w_i = mean over the classes c of example i of n_c ** -strength, divided by the sum over i; n_c = examples of class c.
-    Examples that show no class count as a class of their own. With one class per example, strength = 1 draws every
-    class equally often; with several it comes near to that.
+    w_i = mean over the classes c of example i of n_c ** -strength, divided by the sum over i, where n_c examples show
+    class c. Examples that show no class count as a class of their own. With one class per example, strength = 1 draws
+    every class equally often; with several it comes near to that.
 
     Args:
       labels: multi-hot [N, C].

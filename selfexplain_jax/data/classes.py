@@ -30,7 +30,9 @@ class ClassSubset:
 
     def __init__(self, dataset: str, all_names: Sequence[str], chosen: Sequence[str] = ()):
         if isinstance(chosen, str):
-            raise UserError(f"Dataset {dataset!r}: classes={chosen!r} must be a list of names: classes=({chosen!r}, ...).")
+            raise UserError(
+                f"Dataset {dataset!r}: classes={chosen!r} must be a list of names: classes=({chosen!r}, ...)."
+            )
         chosen = tuple(chosen)
         unknown = [name for name in chosen if name not in all_names]
         if unknown:

@@ -59,6 +59,12 @@ def decode_photo(data: bytes, image_size: int = 0, *, turn: bool = True) -> tupl
     return np.asarray(_load(opened, turn)), (height, width)
 
 
+def photo_size(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) of a photo as stored, from its header alone. Raises UserError where that is broken."""
+    width, height = _open(data).size
+    return height, width
+
+
 def decode_mask(data: bytes) -> np.ndarray:
     """Decodes a mask: a palette or grey image whose pixel values are class numbers. Returns uint8 [h, w].
 
@@ -83,9 +89,28 @@ def decode_mask(data: bytes) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
+def decode_grey(data: bytes) -> np.ndarray:
+    """Decodes an image of any mode to its grey levels, uint8 [h, w]. Raises UserError where the file is broken."""
+    opened = _open(data)
+    try:
+        return np.asarray(opened.convert("L"))
+    except Exception as error:
+        raise UserError(_reason(error)) from error
+
+
 def check_photo(data: bytes, *, turn: bool = True) -> Image.Image:
     """Decodes every byte with Pillow, which is strict, and returns the photo in RGB. Raises as `decode_photo`."""
     return _load(_open(data), turn)
+
+
+def as_rgb_file(data: bytes, photo: Image.Image) -> bytes:
+    """Returns `data` if it is an RGB JPEG or PNG file, else its pixels `photo` as one (JPEG of quality 95)."""
+    opened = _open(data)
+    if opened.mode == "RGB" and opened.format in ("JPEG", "PNG") and not opened.has_transparency_data:
+        return data
+    stored = io.BytesIO()
+    photo.save(stored, "JPEG", quality=95, subsampling=0)
+    return stored.getvalue()
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
