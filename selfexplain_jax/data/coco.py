@@ -6,6 +6,7 @@ import collections
 import functools
 import json
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -147,7 +148,7 @@ def instance_mask(annotation: Mapping, height: int, width: int) -> np.ndarray:
                 if sum(shape["counts"]) != height * width or min(shape["counts"]) < 0:
                     raise UserError(f"its run lengths add up to {sum(shape['counts'])} of {height * width} pixels")
                 shape = run_lengths.frPyObjects(shape, height, width)
-            return run_lengths.decode(shape).astype(bool)
+            return _decoded(shape)
         polygons = [np.asarray(polygon, np.float64) for polygon in shape if len(polygon) >= 6]
         for polygon in polygons:
             if polygon.ndim != 1 or polygon.size % 2 or not np.isfinite(polygon).all():
@@ -158,11 +159,20 @@ def instance_mask(annotation: Mapping, height: int, width: int) -> np.ndarray:
         if not polygons:
             return np.zeros((height, width), bool)
         drawn = run_lengths.frPyObjects([polygon.tolist() for polygon in polygons], height, width)
-        return run_lengths.decode(run_lengths.merge(drawn)).astype(bool)
+        return _decoded(run_lengths.merge(drawn))
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"its segmentation is damaged ({error})") from error
+
+
+def _decoded(compressed: Mapping) -> np.ndarray:
+    import pycocotools.mask as run_lengths
+
+    with warnings.catch_warnings():
+        # What it returns says "copy" in the manner of NumPy 1; the values are right.
+        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+        return run_lengths.decode(compressed).astype(bool)
 
 
 def merge_instances(instances: Sequence[tuple[np.ndarray, int, bool]], height: int, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Tiny stand-ins of the datasets, on disk and in their official layouts: for tests, and to try a config without data."""
+"""Tiny stand-ins of the datasets, on disk and in official layouts: for tests, and to try a config without its data."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def write_voc(folder: pathlib.Path, year: int) -> None:
 
 
 def write_coco(folder: pathlib.Path, year: int) -> None:
-    """Writes annotations/ and the photos of train (4) and val (2): polygons, run lengths, a crowd, and one with nothing."""
+    """Writes annotations/ and photos of train (4) and val (2): polygons, run lengths, a crowd, one photo with nothing."""
     for split, indices in (("train", range(4)), ("val", range(4, PHOTOS))):
         images, annotations = [], []
         for index in indices:
@@ -167,6 +167,8 @@ def write_tfds_images(folder: pathlib.Path, name: str, version: str, num_classes
     """Writes array_record files as TFDS's builder `name` would: a few images of the first two classes."""
     import tensorflow_datasets as tfds
 
+    name_key = "file_name" if name == "imagenet2012" else "id"
+
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The fake."""
 
@@ -174,7 +176,7 @@ def write_tfds_images(folder: pathlib.Path, name: str, version: str, num_classes
 
         def _info(self):
             features = {
-                "id": tfds.features.Text(),
+                name_key: tfds.features.Text(),
                 "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
                 "label": tfds.features.ClassLabel(num_classes=num_classes),
             }
@@ -189,7 +191,7 @@ def write_tfds_images(folder: pathlib.Path, name: str, version: str, num_classes
                 stored = io.BytesIO()
                 Image.fromarray(draw_photo(index)[0]).resize((32, 32)).save(stored, "PNG")
                 stored.seek(0)
-                yield index, {"id": f"{split}_{index}", "image": stored, "label": index % 2}
+                yield index, {name_key: f"{split}_{index}", "image": stored, "label": index % 2}
 
     Builder.name = name
     Builder(data_dir=str(folder), file_format="array_record").download_and_prepare()

@@ -69,7 +69,7 @@ class TFDSImagesSource:
         if not 0 <= index < len(self):
             raise IndexError(f"Index {index} is outside the {self.split} split of {len(self)} examples.")
         record = self.records[index if self.positions is None else int(self.positions[index])]
-        name = record.get("id", record.get("file_name", f"{self.split}_{index:07d}".encode())).decode()
+        name = (record.get("id") or record["file_name"]).decode()  # CIFAR has the one, ImageNet the other.
         try:
             image, _ = decode.decode_photo(record["image"], self.info.image_size, turn=False)
         except UserError as error:
