@@ -1,4 +1,4 @@
-"""Every dataset of the registry, on the tiny fake of itself: the contract, its splits, subsets of classes, the pipeline."""
+"""Every dataset of the registry, on the tiny fake of itself: the contract, splits, subsets of classes, the pipeline."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,6 @@ from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
 from selfexplain_jax.types import VOID, UserError
 
 SIZE = 32
-_made = {}
 
 
 @pytest.fixture(scope="module", params=sorted(FAKES))

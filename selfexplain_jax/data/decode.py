@@ -47,10 +47,11 @@ def decode_photo(data: bytes, image_size: int = 0, *, turn: bool = True) -> tupl
     """
     opened = _open(data)
     width, height = opened.size
-    orientation = opened.getexif().get(_ORIENTATION, 1) if turn else 1
-    if orientation > 4:
+    if turn and _orientation(opened) > 4:
         width, height = height, width
-    if opened.format in ("JPEG", "PNG") and opened.mode in ("RGB", "L") and not opened.has_transparency_data:
+    # An EXIF rotation of a PNG is rare, and OpenCV may not know of it.
+    usual = opened.format == "JPEG" or (opened.format == "PNG" and "exif" not in opened.info)
+    if usual and opened.mode in ("RGB", "L") and "transparency" not in opened.info:
         factor = reduction(height, width, image_size) if opened.format == "JPEG" else 1
         flags = _REDUCED.get(factor, cv2.IMREAD_COLOR) | (0 if turn else cv2.IMREAD_IGNORE_ORIENTATION)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -124,6 +125,15 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except Exception as error:
+        raise UserError(_reason(error)) from error
+
+
+def _orientation(opened: Image.Image) -> int:
+    if opened.format == "PNG" and "exif" not in opened.info:
+        return 1  # Looking for it would decode all of the file.
+    try:
+        return opened.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # Damaged EXIF data.
         raise UserError(_reason(error)) from error
 
 

@@ -94,7 +94,7 @@ def write_voc(folder: pathlib.Path, year: int) -> None:
 
 
 def write_coco(folder: pathlib.Path, year: int) -> None:
-    """Writes annotations/ and photos of train (4) and val (2): polygons, run lengths, a crowd, one photo with nothing."""
+    """Writes annotations/ and photos of train (4) and val (2): polygons, run lengths, a crowd, one with nothing."""
     for split, indices in (("train", range(4)), ("val", range(4, PHOTOS))):
         images, annotations = [], []
         for index in indices:
