@@ -143,7 +143,7 @@ def _csv_rows(file: pathlib.Path, text: str) -> Iterator[tuple[int, dict]]:
             labels = [label.strip() for label in row["labels"].split(SEPARATOR) if label.strip()]
             yield reader.line_num, {**row, "labels": labels}
     except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: damaged or cut off ({error}).") from error
+        raise UserError(f"{file}, near line {reader.line_num}: damaged or cut off ({error}).") from error
 
 
 def _json_rows(file: pathlib.Path, text: str) -> Iterator[tuple[int, dict]]:

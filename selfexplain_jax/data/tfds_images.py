@@ -53,7 +53,7 @@ class TFDSImagesSource:
 
     def labels(self) -> np.ndarray:
         """Every example's label, float32 [N, C]. The first call of a process reads all records of the split."""
-        class_ids = _class_ids(self.records)
+        class_ids = _class_ids(self.info.name, self.split, self.records.folder)
         if self.positions is not None:
             class_ids = class_ids[self.positions]
         return np.eye(self.info.num_classes, dtype=np.float32)[self.subset.class_ids(class_ids)]
@@ -78,9 +78,9 @@ class TFDSImagesSource:
 
 
 @functools.lru_cache(maxsize=8)
-def _class_ids(records: Records) -> np.ndarray:
+def _class_ids(name: str, split: str, folder: str) -> np.ndarray:
     """The class id of every record, int64 [N]."""
-    found = []
+    records, found = Records(name, split, folder, encoded=("image",)), []
     for start in range(0, len(records), _CHUNK):
         items = records.read(range(start, min(start + _CHUNK, len(records))))
         found += [int(item["label"]) for item in items]
@@ -135,7 +135,8 @@ class TFDSImages:
         records = Records(self.info.name, split, self.data_dir, encoded=("image",))
         positions = None
         if not self.all_classes:
-            labels = np.stack([self.subset.label([class_id]) for class_id in _class_ids(records)])
+            class_ids = _class_ids(self.info.name, split, records.folder)
+            labels = np.stack([self.subset.label([class_id]) for class_id in class_ids])
             positions, dropped = keep_examples(labels, "drop")
             log_counts(self.info.name, split, len(labels), dropped, dropped)
         return TFDSImagesSource(records, positions, self.subset, self.info, split)
