@@ -16,6 +16,8 @@ from selfexplain_jax.data.photos import to_rgb
 from selfexplain_jax.types import UserError
 
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_PNG, _GREY_8_BITS = b"\x89PNG\r\n\x1a\n", b"\x08\x00"
+"""First bytes of a PNG; its depth and colour type, bytes 24 and 25. Of fewer bits, OpenCV would change the values."""
 _ORIENTATION = 0x0112
 """Tag of the EXIF data; values above 4 swap width and height."""
 
@@ -53,10 +55,10 @@ def decode_photo(data: bytes, image_size: int = 0, *, turn: bool = True) -> tupl
     usual = opened.format == "JPEG" or (opened.format == "PNG" and "exif" not in opened.info)
     if usual and opened.mode in ("RGB", "L") and "transparency" not in opened.info:
         factor = reduction(height, width, image_size) if opened.format == "JPEG" else 1
-        flags = _REDUCED.get(factor, cv2.IMREAD_COLOR) | (0 if turn else cv2.IMREAD_IGNORE_ORIENTATION)
+        flags = _REDUCED.get(factor, cv2.IMREAD_COLOR_RGB) | (0 if turn else cv2.IMREAD_IGNORE_ORIENTATION)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if pixels is not None:
-            return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), (height, width)
+            return pixels if factor == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), (height, width)
     return np.asarray(_load(opened, turn)), (height, width)
 
 
@@ -72,11 +74,11 @@ def decode_mask(data: bytes) -> np.ndarray:
     Raises:
       UserError: the file is broken, has colours in place of numbers, or a number above 255.
     """
-    opened = _open(data)
-    if opened.mode == "L" and opened.format == "PNG":
+    if data[:8] == _PNG and data[24:26] == _GREY_8_BITS:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
         if pixels is not None:
             return pixels
+    opened = _open(data)
     if opened.mode not in ("P", "L", "1", "I") and not opened.mode.startswith("I;16"):
         raise UserError(
             f"it is an image of mode {opened.mode}; a mask holds one class number per pixel (mode P or L of Pillow)"
@@ -116,7 +118,8 @@ def as_rgb_file(data: bytes, photo: Image.Image) -> bytes:
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """Returns a mask uint8 [h, w] as a grey PNG."""
-    return cv2.imencode(".png", mask)[1].tobytes()
+    # Written once and read in every epoch: what is packed best is also read fastest.
+    return cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
 
 
 def _open(data: bytes) -> Image.Image:

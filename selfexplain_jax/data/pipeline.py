@@ -184,9 +184,8 @@ class _CheckedSource:
         position = int(position)
         example = self._source[position]
         self._check(example)
-        image = example["image"]
-        mask = example["mask"] if self.info.has_masks else np.full(image.shape[:2], VOID, np.uint8)
-        return {"image": image, "label": example["label"], "mask": mask, "valid": 1.0, "index": position}
+        item = {"image": example["image"], "label": example["label"], "valid": 1.0, "index": position}
+        return {**item, "mask": example["mask"]} if self.info.has_masks else item
 
     def labels(self) -> np.ndarray:
         """Returns the label of every example, float32 [N, C]."""
@@ -195,13 +194,13 @@ class _CheckedSource:
     def padding(self) -> dict[str, np.ndarray]:
         """Returns an item that stands for no example."""
         size = self.info.image_size
-        return {
+        item = {
             "image": np.zeros((size, size, 3), np.uint8),
             "label": np.zeros(self.info.num_classes, np.float32),
-            "mask": np.full((size, size), VOID, np.uint8),
             "valid": 0.0,
             "index": -1,
         }
+        return {**item, "mask": np.full((size, size), VOID, np.uint8)} if self.info.has_masks else item
 
     def _check(self, example: Example) -> None:
         info, image, label = self.info, example["image"], np.asarray(example["label"])
@@ -217,7 +216,8 @@ class _CheckedSource:
         mask = example["mask"]
         if mask.dtype != np.uint8 or mask.shape != size:
             self._refuse(example, f"mask is {mask.dtype} {mask.shape}, expected uint8 {size}")
-        if ((mask > info.num_classes) & (mask != VOID)).any():
+        # Void wraps around to 0: one comparison for all pixels.
+        if int((mask + np.uint8(1)).max(initial=0)) > info.num_classes + 1:
             self._refuse(example, f"mask holds {int(mask[mask != VOID].max())}, above num_classes={info.num_classes}")
 
     def _refuse(self, example: Example, what: str) -> None:
@@ -245,10 +245,12 @@ def _collate(items: Sequence[dict], mean: Sequence[float], std: Sequence[float])
     valid = np.array([item["valid"] for item in items], np.float32)  # [B]
     images = normalise(np.stack([item["image"] for item in items]), mean, std)  # [B, H, W, 3]
     images[valid == 0] = 0
+    masked = "mask" in items[0]
+    masks = np.stack([item["mask"] for item in items]) if masked else np.full(images.shape[:3], VOID, np.uint8)
     return {
         "image": images,
         "label": np.stack([item["label"] for item in items]).astype(np.float32, copy=False),  # [B, C]
-        "mask": np.stack([item["mask"] for item in items]),  # [B, H, W]
+        "mask": masks,  # [B, H, W]
         "valid": valid,
         "index": np.array([item["index"] for item in items], np.int32),  # [B]
     }

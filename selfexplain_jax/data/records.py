@@ -95,19 +95,25 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns one item. Raises UserError where the file is damaged."""
-        return self.read([index])[0]
+        try:
+            item = self._source[index]
+        except Exception as error:  # As in `read`, which is slower for a single one.
+            raise self._damaged(error) from error
+        return self._whole([item])[0]
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Returns many items at once, which is about seven times faster than one by one."""
         try:
             items = self._source.__getitems__(list(indices))
-            # A file that stops short gives empty records.
-            missing = [key for item in items for key, value in item.items() if value is None]
-            if missing:
-                raise OSError(f"a record without {missing[0]!r}")
-            return items
         except Exception as error:  # The reader in C++ and the image decoders raise errors of many kinds.
             raise self._damaged(error) from error
+        return self._whole(items)
+
+    def _whole(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns the items; a file that stops short gives empty ones, which are an error."""
+        if any(all(value is None for value in item.values()) for item in items):
+            raise self._damaged(OSError("an empty record"))
+        return items
 
     def _damaged(self, error: Exception) -> UserError:
         return UserError(f"{self._what}: cannot be read, files are damaged or missing ({error}). {self._remedy}")
