@@ -66,9 +66,9 @@ def test_exif_rotation_is_applied_or_not(orientation):
     np.testing.assert_array_equal(kept, np.asarray(decode.check_photo(data, turn=False)))
 
 
-def test_reduction_keeps_twice_the_size_that_is_needed():
-    assert [decode.reduction(side, 5000, 224) for side in (447, 895, 896, 1791, 1792, 3584)] == [1, 1, 2, 2, 4, 8]
-    assert decode.reduction(5000, 5000, 0) == 1 and decode.reduction(895, 5000, 224) == 1
+def test_reduction_keeps_three_times_the_size_that_is_needed():
+    assert [decode.reduction(side, 6000, 224) for side in (671, 1343, 1344, 2687, 2688, 5376)] == [1, 1, 2, 2, 4, 8]
+    assert decode.reduction(5000, 5000, 0) == 1 and decode.reduction(6000, 1343, 224) == 1
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -78,7 +78,7 @@ def test_large_jpeg_is_decoded_smaller_and_looks_alike(orientation):
     exif[0x0112] = orientation
     data = stored(image, "JPEG", quality=95, exif=exif)
     full, _ = decode.decode_photo(data)
-    small, size = decode.decode_photo(data, 64)
+    small, size = decode.decode_photo(data, 40)
     assert size == full.shape[:2] and small.shape[:2] == tuple(side // 4 for side in size)
     expected = np.asarray(Image.fromarray(full).resize(small.shape[1::-1], Image.Resampling.BOX))
     assert np.abs(small.astype(int) - expected).mean() < 1

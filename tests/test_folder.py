@@ -156,9 +156,9 @@ def test_mask_of_a_photo_that_is_decoded_smaller(tmp_path):
         write_jpeg(tmp_path / f"{name}.jpg", photo)
         write_palette_mask(tmp_path / "masks" / f"{name}.png", inside.astype(np.uint8))
     example = folder(tmp_path, masks="masks").source("train")[0]
-    assert example["image"].shape == (80, 100, 3)  # An eighth.
-    expected = np.zeros((80, 100), np.uint8)
-    expected[:40, :50] = 1
+    assert example["image"].shape == (160, 200, 3)  # A quarter.
+    expected = np.zeros((160, 200), np.uint8)
+    expected[:80, :100] = 1
     np.testing.assert_array_equal(example["mask"], expected)
 
 

@@ -25,12 +25,12 @@ _ORIENTATION = 0x0112
 def reduction(height: int, width: int, image_size: int) -> int:
     """Returns by which factor (1, 2, 4 or 8) a photo may be shrunk while it is decoded.
 
-    Its short side stays at least twice `image_size`, so that a random crop of a quarter of the photo's area still has
-    all the pixels that it needs. image_size = 0: never.
+    Its short side stays at least three times `image_size`, so that a random crop of a ninth of the photo's area still
+    has all the pixels that it needs. image_size = 0: never.
     """
     if image_size <= 0:
         return 1
-    return max((factor for factor in _REDUCED if min(height, width) // factor >= 2 * image_size), default=1)
+    return max((factor for factor in _REDUCED if min(height, width) // factor >= 3 * image_size), default=1)
 
 
 def decode_photo(data: bytes, image_size: int = 0, *, turn: bool = True) -> tuple[np.ndarray, tuple[int, int]]:
