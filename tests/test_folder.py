@@ -215,6 +215,25 @@ def test_prepare_checks_a_folder(damaged, capsys):
     assert "6 photos (train 6, validation 0, test 0), classes cat, dog. 2 bad photos" in capsys.readouterr().out
 
 
+def test_prepare_checks_masks_and_says_when_photos_show_several_classes(photos, capsys):
+    arguments = ["--dataset=folder", f"--data_dir={photos}", "--masks=masks"]
+    assert prepare.main(arguments) == 0
+    assert "8 photos" in capsys.readouterr().out
+    write_palette_mask(photos / "masks/dog/1.png", np.zeros((3, 3), np.uint8))
+    assert prepare.main(arguments) == 1
+    assert "1.png: the mask is 3 x 3 px" in capsys.readouterr().err
+    (photos / "index.csv").write_text("file,labels\ncat/0.jpg,cat;dog\n")
+    assert prepare.main(arguments[:2]) == 0
+    assert "multilabel=True" in capsys.readouterr().out
+
+
+def test_masks_that_no_photo_has(photos):
+    (photos / "masks/cat").rename(photos / "masks/cats")
+    (photos / "masks/dog").rename(photos / "masks/dogs")
+    with pytest.raises(UserError, match="The mask of cat/0.jpg would be .*masks/cat/0.png"):
+        folder(photos, masks="masks")
+
+
 def test_files_that_are_no_photos(photos):
     (photos / "cat" / "Thumbs.db").write_text("x")
     (photos / "cat" / ".hidden").write_text("x")

@@ -43,7 +43,8 @@ def layout(made, tmp_path):
 
 
 def read_all(raw_set):
-    return {name: raw_set.read(name) for ids in raw_set.splits.values() for name in ids}
+    names = dict.fromkeys(name for ids in raw_set.splits.values() for name in ids)  # Each once, in order.
+    return {name: raw_set.read(name) for name in names}
 
 
 # ---- What is read ----------------------------------------------------------------------------------------------------

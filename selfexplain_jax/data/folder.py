@@ -163,7 +163,20 @@ class Folder:
                 f"{self.folder}: {several[0].path} has {len(several[0].labels)} labels. Where photos may show several "
                 "classes, or none, set the option multilabel=True."
             )
+        if self._masks and not any(self._mask_file(entry) for entry in entries):
+            raise UserError(
+                f"No photo in {self.folder} has a mask in {self.folder / self._masks} (option masks). The mask of "
+                f"{entries[0].path} would be {self._beside(entries[0])}."
+            )
         return entries
+
+    def _beside(self, entry: Entry) -> pathlib.Path:
+        return self.folder / self._masks / pathlib.PurePosixPath(entry.path).with_suffix(".png")
+
+    def _mask_file(self, entry: Entry) -> pathlib.Path | None:
+        if entry.mask:
+            return self.folder / entry.mask
+        return self._beside(entry) if self._masks and self._beside(entry).is_file() else None
 
     def _class_names(self) -> list[str]:
         names = sorted({label for entry in self._entries for label in entry.labels})
@@ -207,10 +220,7 @@ class Folder:
         image, size = _decoded(photo, lambda data: decode.decode_photo(data, self.info.image_size))
         if not self.info.has_masks:
             return image, None
-        named = self.folder / entry.mask if entry.mask else None
-        if named is None and self._masks:
-            beside = self.folder / self._masks / pathlib.PurePosixPath(entry.path).with_suffix(".png")
-            named = beside if beside.is_file() else None
+        named = self._mask_file(entry)
         if named is None:
             return image, np.full(image.shape[:2], VOID, np.uint8)
         return image, _decoded(named, lambda data: self._mask(data, entry, size, image.shape[:2]))
@@ -253,13 +263,13 @@ def _decoded(file: pathlib.Path, decoder: Callable):
         raise UserError(f"{file}: {error}. {_SKIP}") from error
 
 
-def check_folder(data_dir: str, *, skip_bad: bool = False, **options) -> str:
+def check_folder(data_dir: str, *, masks: str = "", skip_bad: bool = False) -> str:
     """Decodes every photo and mask of a folder, once, before hours of training.
 
     Args:
       data_dir: the folder.
+      masks: as in `Folder`.
       skip_bad: bad photos are listed, and are no error.
-      **options: of `Folder`.
 
     Returns:
       A summary in words: photos per split, classes, and each bad photo.
@@ -267,8 +277,9 @@ def check_folder(data_dir: str, *, skip_bad: bool = False, **options) -> str:
     Raises:
       UserError: the folder is not as `Folder` describes, or has bad photos and skip_bad is False.
     """
-    # Labels do not matter here, so several are fine.
-    dataset = Folder(data_dir=data_dir, skip_bad=skip_bad, **{"multilabel": _has_several(data_dir, options), **options})
+    layout = read_layout(pathlib.Path(data_dir).expanduser(), leave_out=masks)
+    several = any(len(entry.labels) != 1 for entry in layout)
+    dataset = Folder(data_dir=data_dir, multilabel=several, masks=masks, skip_bad=skip_bad)
     entries = dataset._entries
     good, wrong = dataset.check(entries)
     if wrong and not skip_bad:
@@ -278,11 +289,8 @@ def check_folder(data_dir: str, *, skip_bad: bool = False, **options) -> str:
     text = (
         f"{data_dir} can be read as it is: {len(good)} photos ({sizes}), classes {', '.join(dataset.all_class_names)}"
     )
+    if several:
+        text += "; photos show several classes or none: set the option multilabel=True"
     if wrong:
         text += f". {len(wrong)} bad photos, which the option skip_bad=True leaves out: {' | '.join(wrong)}"
     return text
-
-
-def _has_several(data_dir: str, options: dict) -> bool:
-    entries = read_layout(pathlib.Path(data_dir).expanduser(), options.get("index", ""), options.get("masks", ""))
-    return any(len(entry.labels) != 1 for entry in entries)

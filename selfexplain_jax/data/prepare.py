@@ -78,13 +78,14 @@ PHOTO_SETS: dict[str, tuple[Callable[[pathlib.Path], RawSet], tuple[Archive, ...
 PREPARABLE = (*OFFICIAL, *PHOTO_SETS, "folder")
 
 
-def prepare(name: str, data_dir: str = "", manual_dir: str = "", *, skip_bad: bool = False) -> str:
+def prepare(name: str, data_dir: str = "", manual_dir: str = "", *, masks: str = "", skip_bad: bool = False) -> str:
     """Prepares a dataset, unless it is there already.
 
     Args:
       name: one of `PREPARABLE`.
       data_dir: where to; see `records.records_folder`. For "folder": the photos.
       manual_dir: folder with the official archives, or with what is in them; empty: they are downloaded.
+      masks: for "folder": the folder in `data_dir` that holds the masks.
       skip_bad: bad photos are left out and listed; else the first one stops the preparation.
 
     Returns:
@@ -96,7 +97,7 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "", *, skip_bad: bo
     if name not in PREPARABLE:
         raise UserError(f"--dataset={name!r} cannot be prepared. There are: {', '.join(sorted(PREPARABLE))}.")
     if name == "folder":
-        return check_folder(data_dir, skip_bad=skip_bad)
+        return check_folder(data_dir, masks=masks, skip_bad=skip_bad)
     if name in OFFICIAL:
         return f"{name} is ready in {_prepare_official(name, data_dir, manual_dir)}"
     if not is_prepared(name, VERSION, data_dir):
@@ -154,10 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, help=f"one of: {', '.join(sorted(PREPARABLE))}")
     parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     parser.add_argument("--manual_dir", default="", help="the official archives, or what is in them; default: download")
+    parser.add_argument("--masks", default="", help="for --dataset=folder: the folder in --data_dir with the masks")
     parser.add_argument("--skip_bad", action="store_true", help="leave bad photos out and list them, do not stop")
     flags = parser.parse_args(arguments)
     try:
-        print(prepare(flags.dataset, flags.data_dir, flags.manual_dir, skip_bad=flags.skip_bad))
+        print(prepare(flags.dataset, flags.data_dir, flags.manual_dir, masks=flags.masks, skip_bad=flags.skip_bad))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
