@@ -36,8 +36,23 @@ def base_config() -> ml_collections.ConfigDict:
     # Per-channel mean and standard deviation on the 0..255 scale; (pixel - mean) / std enters the network.
     data.mean = (127.5, 127.5, 127.5)
     data.std = (64.0, 64.0, 64.0)
+    # How a photo of another size becomes the square where it is not cropped at random: "squeeze" (all of it) or
+    # "center" (the square in its middle whose side is center_fraction of the short side).
+    data.fit = "squeeze"
+    data.center_fraction = 0.875
+    # Training sees random windows: least and largest part of the photo's area, such as (0.25, 1.0), and of width /
+    # height. () = no random windows.
+    data.crop_area = ()
+    data.crop_aspect = (0.75, 1.3333)
     # Left-right flip of image and mask with probability one half.
     data.flip = False
+    # Random brightness, contrast and saturation (factors 1 - value ... 1 + value) and hue (turned by up to so much of
+    # the colour circle, at most 0.5).
+    data.color_jitter = (0.0, 0.0, 0.0, 0.0)
+    # MixUp: a second example is mixed in by a share drawn from Beta(mixup, mixup); 0 = off.
+    data.mixup = 0.0
+    # 0: every example once per epoch; 1: examples of rare classes are drawn so often that classes come equally often.
+    data.balance = 0.0
     # Threads that read and decode, and elements they hold ready, per host.
     data.num_threads = 2
     data.prefetch = 64

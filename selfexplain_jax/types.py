@@ -22,7 +22,8 @@ class UserError(ValueError):
 class Example(TypedDict, total=False):
     """One item of a dataset's source, as numpy arrays.
 
-    image: uint8 [H, W, 3].
+    image: uint8 [H, W, 3]; H = W = `DatasetInfo.image_size`, unless the dataset hands out photos at their own sizes
+      (`DatasetInfo.own_sizes`), which the pipeline then crops or resizes.
     label: float32 [C], multi-hot (one-hot when the dataset is single-label).
     mask:  uint8 [H, W], class index + 1 per pixel, 0 background, 255 void; absent where the dataset has no masks.
     id:    str, unique within the split.
@@ -53,7 +54,11 @@ class Batch(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What the rest of the house may know of a dataset; nobody ever asks for its name to decide anything."""
+    """What the rest of the house may know of a dataset; nobody ever asks for its name to decide anything.
+
+    own_sizes: the source hands out photos (and masks) at sizes of their own; `image_size` is what the pipeline makes of
+      them. A random crop can so choose from the whole photo.
+    """
 
     name: str
     num_classes: int
@@ -61,6 +66,7 @@ class DatasetInfo:
     multilabel: bool
     image_size: int
     has_masks: bool
+    own_sizes: bool = False
 
     def __post_init__(self):
         if len(self.class_names) != self.num_classes:
@@ -69,8 +75,29 @@ class DatasetInfo:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """The boxes of one example. They are no part of a batch, whose shapes are static: see `Source`.
+
+    corners:   float32 [n, 4]: left, top, right, bottom, as fractions of the photo's width and height, 0 to 1.
+    class_ids: int64 [n].
+    ignored:   bool [n]: marked as difficult (VOC) or as a crowd (COCO).
+    photo_size: (height, width) of the photo in pixels; `data.augment.fit_boxes` needs it.
+    """
+
+    corners: np.ndarray
+    class_ids: np.ndarray
+    ignored: np.ndarray
+    photo_size: tuple[int, int]
+
+
 class Source(Protocol):
-    """Random access: the same index gives the same item, always, from any thread."""
+    """Random access: the same index gives the same item, always, from any thread.
+
+    A source may offer more, and who wants it asks with `hasattr`:
+      labels() -> float32 [N, C]: every example's label without reading the photos; see `data/balance.py`.
+      boxes(index) -> Boxes: where the dataset has boxes. `Batch.index` is the index.
+    """
 
     def __len__(self) -> int: ...
 

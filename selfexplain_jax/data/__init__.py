@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 
 import ml_collections
 
+from selfexplain_jax.data.coco import COCO
+from selfexplain_jax.data.cub import CUB
+from selfexplain_jax.data.folder import Folder
 from selfexplain_jax.data.mnist import MNIST
 from selfexplain_jax.data.synthetic import Synthetic
+from selfexplain_jax.data.tfds_images import CIFAR10, CIFAR100, ImageNet2012
+from selfexplain_jax.data.voc import VOC
 from selfexplain_jax.types import Dataset, UserError
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "coco2014": functools.partial(COCO, "coco2014"),
+    "coco2017": functools.partial(COCO, "coco2017"),
+    "cub200": CUB,
+    "folder": Folder,
+    "imagenet2012": ImageNet2012,
     "mnist": MNIST,
     "synthetic": Synthetic,
+    "voc2007": functools.partial(VOC, "voc2007"),
+    "voc2012": functools.partial(VOC, "voc2012"),
 }
 """Name -> factory called with (image_size, seed, data_dir, **config.data.options)."""
 

@@ -1,4 +1,4 @@
-"""From a dataset to batches, with Grain: check, shuffle, augment, share out over hosts, normalise, pad.
+"""From a dataset to batches, with Grain: check, shuffle, crop, augment, share out over hosts, normalise, pad.
 
 The training stream is a function of `config.seed` and a position: example number p of the stream is the same whatever
 the number of hosts, and the state of the iterator is the number of steps taken. A run therefore resumes exactly.
@@ -14,7 +14,7 @@ import grain
 import ml_collections
 import numpy as np
 
-from selfexplain_jax.data import augment
+from selfexplain_jax.data import augment, balance
 from selfexplain_jax.types import VOID, Batch, Dataset, Example, UserError
 
 
@@ -24,8 +24,10 @@ def train_iterator(
     """Returns the endless iterator of this host's training batches.
 
     The split `config.data.train_split` is reshuffled every epoch; epochs follow each other without a gap, so a batch
-    may hold the end of one and the start of the next and nothing is dropped. Step t of all hosts together takes the
-    examples t * batch_size ... (t + 1) * batch_size - 1 of the stream; host h of n takes every n-th of them.
+    may hold the end of one and the start of the next and nothing is dropped. With `config.data.balance` above 0 every
+    example is drawn anew, with replacement, by its weight (`balance.sampling_weights`), and there are no epochs. Step t
+    of all hosts together takes the examples t * batch_size ... (t + 1) * batch_size - 1 of the stream; host h of n
+    takes every n-th of them.
 
     Args:
       dataset: what to train on.
@@ -48,14 +50,32 @@ def train_iterator(
             f"Choose a positive multiple of {hosts}."
         )
     source = _CheckedSource(dataset, config, config.data.train_split)
-    stream = grain.MapDataset.source(source).shuffle(_derived_seed(config.seed, "shuffle")).repeat()
-    steps = augment.augmentations(config)
+    stream = _ordered(source, config)
+    # Before the hosts' slice, so that the random numbers depend on the position in the stream alone.
+    steps = augment.augmentations(config, dataset.info)
+    change = augment.compose(steps)
     if steps:
-        # Before the hosts' slice, so that the random numbers depend on the position in the stream alone.
-        stream = stream.random_map(augment.compose(steps), seed=_derived_seed(config.seed, "augment"))
+        stream = stream.random_map(change, seed=_derived_seed(config.seed, "augment"))
+    if config.data.mixup:
+        mix = augment.MixUp(source, change, config.data.mixup)
+        stream = stream.random_map(mix, seed=_derived_seed(config.seed, "mixup"))
     collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
     share = batch_size // hosts
     return iter(_read_ahead(stream[host::hosts].batch(share, batch_fn=collate), config, share))
+
+
+def _ordered(source: _CheckedSource, config: ml_collections.ConfigDict) -> grain.MapDataset:
+    """The endless stream of examples: shuffled epochs, or draws by weight."""
+    seed = _derived_seed(config.seed, "shuffle")
+    if not config.data.balance:
+        return grain.MapDataset.source(source).shuffle(seed).repeat()
+    cumulative = np.cumsum(balance.sampling_weights(source.labels(), config.data.balance))
+
+    def draw(_, rng: np.random.Generator) -> int:
+        # Rounding may leave the last sum below 1.
+        return min(int(np.searchsorted(cumulative, rng.random(), side="right")), len(cumulative) - 1)
+
+    return grain.MapDataset.range(len(source)).repeat().random_map(draw, seed=seed).map(source.__getitem__)
 
 
 def evaluation_batches(
@@ -102,7 +122,10 @@ class EvaluationBatches:
         self._length = math.ceil(per_host / batch_size)
         padded = _PaddedShare(source, self.num_examples, self._length * batch_size, host, hosts)
         collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
-        batches = grain.MapDataset.source(padded).batch(batch_size, batch_fn=collate)
+        examples = grain.MapDataset.source(padded)
+        if source.info.own_sizes:
+            examples = examples.map(augment.fitting(config))
+        batches = examples.batch(batch_size, batch_fn=collate)
         self._batches = _read_ahead(batches, config, batch_size)
 
     def __len__(self) -> int:
@@ -161,24 +184,27 @@ class _CheckedSource:
         position = int(position)
         example = self._source[position]
         self._check(example)
-        image = example["image"]
-        mask = example["mask"] if self.info.has_masks else np.full(image.shape[:2], VOID, np.uint8)
-        return {"image": image, "label": example["label"], "mask": mask, "valid": 1.0, "index": position}
+        item = {"image": example["image"], "label": example["label"], "valid": 1.0, "index": position}
+        return {**item, "mask": example["mask"]} if self.info.has_masks else item
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of every example, float32 [N, C]."""
+        return balance.labels_of(self._source)
 
     def padding(self) -> dict[str, np.ndarray]:
         """Returns an item that stands for no example."""
         size = self.info.image_size
-        return {
+        item = {
             "image": np.zeros((size, size, 3), np.uint8),
             "label": np.zeros(self.info.num_classes, np.float32),
-            "mask": np.full((size, size), VOID, np.uint8),
             "valid": 0.0,
             "index": -1,
         }
+        return {**item, "mask": np.full((size, size), VOID, np.uint8)} if self.info.has_masks else item
 
     def _check(self, example: Example) -> None:
         info, image, label = self.info, example["image"], np.asarray(example["label"])
-        size = (info.image_size, info.image_size)
+        size = image.shape[:2] if info.own_sizes and image.ndim == 3 else (info.image_size, info.image_size)
         if image.dtype != np.uint8 or image.shape != (*size, 3):
             self._refuse(example, f"image is {image.dtype} {image.shape}, expected uint8 {(*size, 3)}")
         if label.shape != (info.num_classes,):
@@ -190,7 +216,8 @@ class _CheckedSource:
         mask = example["mask"]
         if mask.dtype != np.uint8 or mask.shape != size:
             self._refuse(example, f"mask is {mask.dtype} {mask.shape}, expected uint8 {size}")
-        if ((mask > info.num_classes) & (mask != VOID)).any():
+        # Void wraps around to 0: one comparison for all pixels.
+        if int((mask + np.uint8(1)).max(initial=0)) > info.num_classes + 1:
             self._refuse(example, f"mask holds {int(mask[mask != VOID].max())}, above num_classes={info.num_classes}")
 
     def _refuse(self, example: Example, what: str) -> None:
@@ -218,10 +245,12 @@ def _collate(items: Sequence[dict], mean: Sequence[float], std: Sequence[float])
     valid = np.array([item["valid"] for item in items], np.float32)  # [B]
     images = normalise(np.stack([item["image"] for item in items]), mean, std)  # [B, H, W, 3]
     images[valid == 0] = 0
+    masked = "mask" in items[0]
+    masks = np.stack([item["mask"] for item in items]) if masked else np.full(images.shape[:3], VOID, np.uint8)
     return {
         "image": images,
         "label": np.stack([item["label"] for item in items]).astype(np.float32, copy=False),  # [B, C]
-        "mask": np.stack([item["mask"] for item in items]),  # [B, H, W]
+        "mask": masks,  # [B, H, W]
         "valid": valid,
         "index": np.array([item["index"] for item in items], np.int32),  # [B]
     }

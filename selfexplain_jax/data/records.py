@@ -19,6 +19,26 @@ def prepare_command(name: str, folder: str) -> str:
     return f"python -m selfexplain_jax.data.prepare --dataset={name} --data_dir={folder}"
 
 
+def prepared_path(name: str, version: str, data_dir: str) -> str:
+    """Returns the folder of one version of a prepared dataset."""
+    return os.path.join(records_folder(data_dir), name, version)
+
+
+def is_prepared(name: str, version: str, data_dir: str) -> bool:
+    """Whether that version is there in full: its description is written last, and the folder renamed after that."""
+    from etils import epath  # Buckets too.
+
+    return (epath.Path(prepared_path(name, version, data_dir)) / "dataset_info.json").exists()
+
+
+def not_prepared(name: str, path: str, command: str) -> UserError:
+    """Returns the error that says where a dataset was looked for and how to prepare it."""
+    return UserError(
+        f"Dataset {name!r} is not prepared: looked for {path!r} (config.data.data_dir, else $TFDS_DATA_DIR, else "
+        f"~/tensorflow_datasets). Prepare it with: {command}"
+    )
+
+
 class Records:
     """One split of a prepared dataset: items are dicts of numpy arrays, numbers and bytes, as TFDS decodes them.
 
@@ -26,34 +46,41 @@ class Records:
       name: of the dataset in TFDS, such as "mnist".
       split: of that dataset; slices such as "train[:100]" work too.
       data_dir: see `records_folder`; a folder or a bucket.
+      version: of a dataset that this project's builders made, such as "1.0.0", which TFDS does not know by name.
+      encoded: features that are handed out as the bytes of their files.
 
     Raises:
       UserError: the dataset is not there, not as array_record, or (then or while reading) its files are damaged.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str):
+    def __init__(self, name: str, split: str, data_dir: str, *, version: str = "", encoded: Sequence[str] = ()):
         import tensorflow_datasets as tfds  # Here: most of the house never needs it.
 
         self.folder = records_folder(data_dir)
         command = prepare_command(name, self.folder)
         try:
-            builder = tfds.builder(name, data_dir=self.folder)
+            if version and not is_prepared(name, version, data_dir):
+                raise not_prepared(name, prepared_path(name, version, data_dir), command)
+            if version:
+                builder = tfds.builder_from_directory(prepared_path(name, version, data_dir))
+            else:
+                builder = tfds.builder(name, data_dir=self.folder)
             # An interrupted preparation leaves a folder of another name, or one without a description.
             prepared = builder.is_prepared() and bool(builder.info.splits)
+        except UserError:
+            raise
         except Exception as error:  # What TFDS raises for a damaged description depends on the damage.
             raise UserError(
                 f"Dataset {name!r} in {self.folder!r} cannot be opened; its dataset_info.json or features.json is "
                 f"damaged ({error}). Delete it and prepare it again: {command}"
             ) from error
         if not prepared:
-            raise UserError(
-                f"Dataset {name!r} is not prepared: looked for {str(builder.data_path)!r} (config.data.data_dir, else "
-                f"$TFDS_DATA_DIR, else ~/tensorflow_datasets). Prepare it with: {command}"
-            )
+            raise not_prepared(name, str(builder.data_path), command)
         self._what = f"Dataset {name!r}, split {split!r}, in {str(builder.data_path)!r}"
         self._remedy = f"Delete that folder and prepare it again: {command}"
         try:
-            self._source = builder.as_data_source(split=split)
+            decoders = {feature: tfds.decode.SkipDecoding() for feature in encoded if feature in builder.info.features}
+            self._source = builder.as_data_source(split=split, decoders=decoders or None)
         except NotImplementedError as error:
             raise UserError(
                 f"{self._what} is not in array_record files ({builder.info.file_format}), the only ones that are read "
@@ -68,14 +95,25 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns one item. Raises UserError where the file is damaged."""
-        return self.read([index])[0]
+        try:
+            item = self._source[index]
+        except Exception as error:  # As in `read`, which is slower for a single one.
+            raise self._damaged(error) from error
+        return self._whole([item])[0]
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Returns many items at once, which is about seven times faster than one by one."""
         try:
-            return self._source.__getitems__(list(indices))
+            items = self._source.__getitems__(list(indices))
         except Exception as error:  # The reader in C++ and the image decoders raise errors of many kinds.
             raise self._damaged(error) from error
+        return self._whole(items)
+
+    def _whole(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns the items; a file that stops short gives empty ones, which are an error."""
+        if any(all(value is None for value in item.values()) for item in items):
+            raise self._damaged(OSError("an empty record"))
+        return items
 
     def _damaged(self, error: Exception) -> UserError:
         return UserError(f"{self._what}: cannot be read, files are damaged or missing ({error}). {self._remedy}")
