@@ -8,9 +8,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from selfexplain_jax.models import masking
+from selfexplain_jax.models.pretrained import load_pretrained
 from selfexplain_jax.types import DatasetInfo, Predictor
 
 
@@ -47,10 +49,45 @@ def create_state(config, model, optimizer: optax.GradientTransformation, rng: ja
     )
 
 
+def with_pretrained(config, state: TrainState) -> TrainState:
+    """The state at step 0 with the weights that `config.model.pretrained` names; the same state where it names none.
+
+    The optimizer's numbers do not depend on the values of the parameters, so they stay. A checkpoint holds the weights:
+    a run that goes on reads no file of them.
+
+    Raises:
+      UserError: see `pretrained.load_pretrained`.
+    """
+    if not config.model.pretrained:
+        return state
+    params, batch_stats = load_pretrained(config.model, state.params, state.batch_stats)
+    params, batch_stats, ema_params = (
+        jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), new, old)
+        for new, old in (
+            (params, state.params),
+            (batch_stats, state.batch_stats),
+            (jax.tree.map(np.copy, params), state.ema_params),
+        )
+    )
+    return state.replace(params=params, batch_stats=batch_stats, ema_params=ema_params)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def apply_scores(model, variables: dict, images: jax.Array) -> jax.Array:
     """Class scores [B, C] of images [B, H, W, 3]."""
     return model.apply(variables, images, train=False)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_features(model, variables: dict, images: jax.Array) -> jax.Array:
+    """Features [B, h, w, K] of images [B, H, W, 3]."""
+    return model.apply(variables, images, method="features")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_head(model, variables: dict, features: jax.Array) -> jax.Array:
+    """Class scores [B, C] of features."""
+    return model.apply(variables, features, method="head")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -61,13 +98,20 @@ def apply_masks(model, variables: dict, images: jax.Array, class_ids: jax.Array)
 
 
 def make_predictor(config, info: DatasetInfo, model, state: TrainState) -> Predictor:
-    """The Self-Explainer as pure functions, with averaged parameters if `config.passes.evaluate_ema`."""
+    """The network as pure functions, with averaged parameters if `config.passes.evaluate_ema`.
+
+    It has masks if the method is "self_explainer", and features and a head if the network is a classifier that has
+    them in the plane of the image.
+    """
     params = state.ema_params if config.passes.evaluate_ema else state.params
     variables = variables_of(params, state.batch_stats)
+    spatial = getattr(model, "has_spatial_features", False)
     return Predictor(
         scores=functools.partial(apply_scores, model, variables),
         probabilities=jax.nn.softmax if config.model.link == "softmax" else jax.nn.sigmoid,
         class_names=info.class_names,
         image_size=info.image_size,
-        masks=functools.partial(apply_masks, model, variables),
+        features=functools.partial(apply_features, model, variables) if spatial else None,
+        head=functools.partial(apply_head, model, variables) if spatial else None,
+        masks=functools.partial(apply_masks, model, variables) if config.method == "self_explainer" else None,
     )
