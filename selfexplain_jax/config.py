@@ -49,7 +49,7 @@ def base_config() -> ml_collections.ConfigDict:
     # "encoder_unet": a name in selfexplain_jax.models.backbones.BACKBONES; and the channels of every decoder level.
     model.encoder = "efficientnet_lite0"
     model.decoder_width = 64
-    # "unet": through the encoder's levels to the mask stride. "aspp": DeepLab's atrous head on the encoder's last level.
+    # "unet": up through the encoder's levels to the mask stride. "aspp": DeepLab's atrous head on its last level.
     model.decoder = "unet"
     # Pixels per cell of a ResNet's last level: 32, or 16 or 8 with dilated convolutions in place of strides.
     model.output_stride = 32

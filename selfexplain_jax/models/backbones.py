@@ -1,7 +1,7 @@
 """The networks that know photographs: as classifiers, and as encoders of a U-Net (see encoder_unet.py).
 
-Each file of a network gives a Flax module on that network's own input, with `encode`, `features` and `head`. Here is the
-list of them, and the one place where the pipeline's normalisation is turned into a network's own.
+Each file of a network gives a Flax module on that network's own input, with `encode`, `features` and `head`. Here is
+the list of them, and the one place where the pipeline's normalisation is turned into a network's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from selfexplain_jax.models.resnet import ResNet
 from selfexplain_jax.models.vgg import VGG
 from selfexplain_jax.models.vit import VisionTransformer
 from selfexplain_jax.types import DatasetInfo, UserError
-
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of the colours of ImageNet's pixels, 0..255: what torchvision's networks expect."""

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation and with ReLU6): a small network for photographs."""
+"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation, with ReLU6): a small network for photographs."""
 
 from __future__ import annotations
 

@@ -135,7 +135,8 @@ def build_encoder_unet(config, info: DatasetInfo) -> EncoderUNet:
         raise UserError(f"config.model.decoder = {options.decoder!r} is unknown. Choose one of {DECODERS}.")
     if options.mask_stride not in strides:
         raise UserError(
-            f"config.model.mask_stride = {options.mask_stride} is no stride of {options.encoder!r}: choose of {strides}."
+            f"config.model.mask_stride = {options.mask_stride} is no stride "
+            f"of {options.encoder!r}: take one of {strides}."
         )
     if options.decoder_width < 1:
         raise UserError(f"config.model.decoder_width = {options.decoder_width} must be 1 or more.")

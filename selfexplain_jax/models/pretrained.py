@@ -36,10 +36,12 @@ class Naming(NamedTuple):
 
     dialects: one list of (pattern, replacement), applied in turn, per project.
     not_encoder: pattern of their names that an encoder does without.
+    own_classifier: ours has a last layer that no other project has; it starts anew.
     """
 
     dialects: tuple[Replacements, ...]
     not_encoder: str
+    own_classifier: bool = False
 
 
 EFFICIENTNET_LITE = Naming(
@@ -90,8 +92,7 @@ VGG = Naming(
     ),
     r"^(classifier|pre_logits|head)\.",
 )
-# The pooled head has a last layer of its own, which no other project has.
-VGG_POOLED = Naming((((r"^conv(\d+)", r"features.\1"),),), VGG.not_encoder)
+VGG_POOLED = Naming(VGG.dialects[:1], VGG.not_encoder, own_classifier=True)
 VIT = Naming(
     (
         # timm
@@ -190,7 +191,8 @@ def to_our_layout(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | Non
     """An array of PyTorch's layout as float32 in ours, or None where it cannot be one of that shape.
 
     Convolutions [O, I, h, w] become [h, w, I, O], depthwise ones [C, 1, h, w] become [h, w, C], linear layers [O, I]
-    become [I, O]; a 1x1 convolution is a linear layer, and a linear layer on flattened features [h, w, I] a convolution.
+    become [I, O]; a 1x1 convolution is a linear layer, and a linear layer on flattened features [I, h, w] a kernel
+    [h, w, I, O].
     """
     if len(shape) == 4 and array.ndim == 2 and array.size == np.prod(shape):
         array = array.reshape(shape[3], shape[2], shape[0], shape[1])
@@ -224,6 +226,8 @@ def match_weights(
     Raises:
       UserError: names that are missing, arrays of another shape, or arrays for which there is no place here.
     """
+    if naming.own_classifier:
+        ours = {path: array for path, array in ours.items() if path[0] != "classifier"}
     candidates = [{path: foreign_name(path, dialect) for path in ours} for dialect in naming.dialects]
     names = min(candidates, key=lambda names: sum(name not in weights for name in names.values()))
     problems, found = [], {}
@@ -271,7 +275,9 @@ def load_pretrained(options, params: Mapping, batch_stats: Mapping) -> tuple[dic
       UserError: the network has no backbone, the weights cannot be found or read, or are those of another network.
     """
     if "backbone" not in params:
-        raise UserError(f"config.model.pretrained = {options.pretrained!r}: {options.name!r} has no pretrained weights.")
+        raise UserError(
+            f"config.model.pretrained = {options.pretrained!r}: {options.name!r} has no pretrained weights."
+        )
     name = options.encoder if options.name not in NAMINGS else options.name
     file = find_weights(options.pretrained, named_backbone(name, "encoder").weights)
     trees = {"params": params, "batch_stats": batch_stats}

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-50 (He et al. 2016, in torchvision's form), with dilation in place of the last strides if asked."""
+"""ResNet-18 and ResNet-50 (He et al. 2016, in torchvision's form), with dilation in place of the last strides."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 EPSILON, MOMENTUM = 1e-5, 0.9
 """Of every batch normalisation; PyTorch's momentum of 0.1 is 0.9 here."""
 
-STAGE_CHANNELS, STAGE_STRIDES = (64, 128, 256, 512), (1, 2, 2, 2)
+STAGE_STRIDES = (1, 2, 2, 2)
 
 
 def convolution(channels: int, size: int, stride: int = 1, dilation: int = 1, name: str | None = None) -> nn.Conv:
@@ -17,7 +17,13 @@ def convolution(channels: int, size: int, stride: int = 1, dilation: int = 1, na
     reach = dilation * (size - 1) // 2
     padding = ((reach, reach), (reach, reach))
     return nn.Conv(
-        channels, (size, size), (stride, stride), padding, kernel_dilation=(dilation, dilation), use_bias=False, name=name
+        channels,
+        (size, size),
+        (stride, stride),
+        padding,
+        kernel_dilation=(dilation, dilation),
+        use_bias=False,
+        name=name,
     )
 
 
@@ -66,6 +72,7 @@ class ResNet(nn.Module):
       frozen_norm: batch normalisation keeps its running statistics in training too.
       output_stride: 32, or 16 or 8: later stages are dilated where they would go beyond it (torchvision's
         replace_stride_with_dilation; Chen et al. 2017, section 3.1).
+      channels: of the 3x3 convolutions, per stage.
     """
 
     num_classes: int
@@ -73,6 +80,7 @@ class ResNet(nn.Module):
     bottleneck: bool
     frozen_norm: bool = False
     output_stride: int = 32
+    channels: tuple[int, ...] = (64, 128, 256, 512)
 
     spatial_features = True
 
@@ -81,10 +89,10 @@ class ResNet(nn.Module):
         return tuple(stride for stride in (2, 4, 8, 16, 32) if stride <= self.output_stride)
 
     def setup(self):
-        self.conv1 = convolution(64, 7, 2)
+        self.conv1 = convolution(self.channels[0], 7, 2)
         self.bn1 = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
         total, dilation = 4, 1
-        for stage, (depth, channels, stride) in enumerate(zip(self.depths, STAGE_CHANNELS, STAGE_STRIDES, strict=True)):
+        for stage, (depth, channels, stride) in enumerate(zip(self.depths, self.channels, STAGE_STRIDES, strict=True)):
             # The first block of a dilated stage still has the dilation of the stage before.
             first = dilation
             if total * stride > self.output_stride:

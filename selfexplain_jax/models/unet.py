@@ -83,7 +83,9 @@ class ResidualConv(nn.Module):
         return x + nn.Conv(x.shape[-1], (3, 3))(h)
 
 
-def finish_maps(logit_maps: jax.Array, images: jax.Array, map_blur: float, edge_distances: tuple[int, ...], scale: float):
+def finish_maps(
+    logit_maps: jax.Array, images: jax.Array, map_blur: float, edge_distances: tuple[int, ...], scale: float
+):
     """Blurs the logit maps [B, h, w, C] and lets them end at edges of the images [B, H, W, 3], each if asked for."""
     if map_blur > 0:
         logit_maps = masking.blur(logit_maps, map_blur)

