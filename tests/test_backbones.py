@@ -35,7 +35,6 @@ SMALL = {
     "resnet": ResNet(3, (1, 1, 1, 1), bottleneck=False, channels=(8, 8, 8, 8)),
     "resnet_bottleneck_dilated": ResNet(3, (1, 1, 1, 1), True, output_stride=8, channels=(8, 8, 8, 8)),
     "vgg": VGG(3, stages=((4,), (4,), (4,), (4,), (4,)), hidden=(8, 8)),
-    "vgg_pooled": VGG(3, stages=((4,), (4,), (4,), (4,), (4,)), hidden=()),
     "vit": VisionTransformer(3, patch=8, width=8, depth=2, heads=2),
 }
 
@@ -107,7 +106,7 @@ def test_dilation_keeps_the_resolution_of_resnet50(stride):
 # ---- Values ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", [kind for kind in SMALL if kind != "resnet"])
 def test_head_of_features_batches_and_gradients(kind):
     module = SMALL[kind]
     variables, images = filled(module, 32), formula.images(2, 32)

@@ -29,7 +29,7 @@ from selfexplain_jax.training import steps
 from selfexplain_jax.training.checkpoint import CheckpointStore
 from selfexplain_jax.training.optimizer import build_optimizer
 from selfexplain_jax.training.passes import check_method, explanations_start, validate_passes
-from selfexplain_jax.training.state import TrainState, create_state, with_pretrained
+from selfexplain_jax.training.state import TrainState, create_state, initial_state
 from selfexplain_jax.training.writers import MetricWriter, Progress
 from selfexplain_jax.types import Dataset, UserError
 
@@ -144,7 +144,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainResult:
     create, abstract = _state_creation(experiment, mesh)
     restored = store.restore(abstract, iterator)
     start, seconds = (restored.step, restored.train_seconds) if restored else (0, 0.0)
-    state = restored.state if restored else with_pretrained(config, create(jax.random.key(config.seed)))
+    state = restored.state if restored else initial_state(config, create, abstract)
     run = _Run(experiment, mesh, workdir, store, iterator, start, seconds)
     try:
         with StopSignal() as stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -49,27 +50,35 @@ def create_state(config, model, optimizer: optax.GradientTransformation, rng: ja
     )
 
 
-def with_pretrained(config, state: TrainState) -> TrainState:
-    """The state at step 0 with the weights that `config.model.pretrained` names; the same state where it names none.
+def initial_state(config, create: Callable[[jax.Array], TrainState], abstract: TrainState) -> TrainState:
+    """The state at step 0, with the weights that `config.model.pretrained` names in place of random ones.
 
-    The optimizer's numbers do not depend on the values of the parameters, so they stay. A checkpoint holds the weights:
-    a run that goes on reads no file of them.
+    Files are read before anything compiles. The optimizer's numbers do not depend on the values of the parameters, so
+    they stay. A checkpoint holds the weights: a run that goes on reads no file of them.
+
+    Args:
+      config: the whole configuration.
+      create: random key -> state, as `create_state`.
+      abstract: shapes of what `create` returns.
 
     Raises:
       UserError: see `pretrained.load_pretrained`.
     """
+    rng = jax.random.key(config.seed)
     if not config.model.pretrained:
-        return state
-    params, batch_stats = load_pretrained(config.model, state.params, state.batch_stats)
-    params, batch_stats, ema_params = (
-        jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), new, old)
-        for new, old in (
-            (params, state.params),
-            (batch_stats, state.batch_stats),
-            (jax.tree.map(np.copy, params), state.ema_params),
-        )
+        return create(rng)
+    params, batch_stats = load_pretrained(config.model, abstract.params, abstract.batch_stats)
+    state = create(rng)
+
+    def put(new, old):
+        # What no file gives is still a shape. Each tree gets memory of its own, which the step may take over.
+        return jax.device_put(np.array(new), old.sharding) if isinstance(new, np.ndarray) else old
+
+    return state.replace(
+        params=jax.tree.map(put, params, state.params),
+        batch_stats=jax.tree.map(put, batch_stats, state.batch_stats),
+        ema_params=jax.tree.map(put, params, state.ema_params),
     )
-    return state.replace(params=params, batch_stats=batch_stats, ema_params=ema_params)
 
 
 @functools.partial(jax.jit, static_argnums=0)

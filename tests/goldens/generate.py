@@ -21,15 +21,15 @@ def networks() -> dict[str, tuple[nn.Module, int]]:
     vgg.classifier = nn.Sequential(
         *(nn.Linear(512 * 49, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 5))
     )
-    vit = models.VisionTransformer(64, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=128, num_classes=5)
+    vit = models.VisionTransformer(32, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=128, num_classes=5)
     deeplab = models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=3)
     return {
-        "resnet18": (models.resnet18(num_classes=5), 64),
-        "resnet50": (models.resnet50(num_classes=5), 64),
+        "resnet18": (models.resnet18(num_classes=5), 32),
+        "resnet50": (models.resnet50(num_classes=5), 32),
         # Not a multiple of 7 cells: the adaptive pooling has uneven windows.
         "vgg16": (vgg, 96),
-        "vit_small": (vit, 64),
-        "deeplab_resnet50": (_Maps(deeplab), 64),
+        "vit_small": (vit, 32),
+        "deeplab_resnet50": (_Maps(deeplab), 32),
     }
 
 
