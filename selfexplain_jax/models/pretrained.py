@@ -258,7 +258,10 @@ def _other_classes(weights, ours, names) -> bool:
     """Whether the last layers differ, and in the number of classes alone."""
     path = ("classifier", "kernel")
     theirs = weights.get(names.get(path, ""))
-    return theirs is not None and theirs.shape[0] != ours[path].shape[-1] and theirs.shape[1] == ours[path].shape[0]
+    if theirs is None or theirs.ndim != 2:
+        return False
+    inputs, classes = ours[path].shape
+    return theirs.shape[0] != classes and theirs.shape[1] == inputs
 
 
 def load_pretrained(options, params: Mapping, batch_stats: Mapping) -> tuple[dict, dict]:
