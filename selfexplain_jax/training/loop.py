@@ -28,12 +28,11 @@ from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training import steps
 from selfexplain_jax.training.checkpoint import CheckpointStore
 from selfexplain_jax.training.optimizer import build_optimizer
-from selfexplain_jax.training.passes import explanations_start, validate_passes
-from selfexplain_jax.training.state import TrainState, create_state
+from selfexplain_jax.training.passes import check_method, explanations_start, validate_passes
+from selfexplain_jax.training.state import TrainState, create_state, initial_state
 from selfexplain_jax.training.writers import MetricWriter, Progress
 from selfexplain_jax.types import Dataset, UserError
 
-METHODS = ("self_explainer",)
 PICTURE_EXAMPLES = 8
 """Examples of the evaluation split whose masks are drawn while training."""
 
@@ -93,8 +92,6 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       UserError: an unknown name, a number out of range, or parts that do not fit together.
     """
-    if config.method not in METHODS:
-        raise UserError(f"config.method = {config.method!r} is unknown. Choose one of {METHODS}.")
     for least, names in _AT_LEAST.items():
         for group, field in (name.split(".") for name in names.split()):
             if not config[group][field] >= least:
@@ -104,6 +101,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     optimizer, schedule = build_optimizer(config)
     dataset = build_dataset(config)
     model = build_model(config, dataset.info)
+    check_method(config, model)
     return Experiment(ml_collections.FrozenConfigDict(config), dataset, model, optimizer, schedule)
 
 
@@ -146,7 +144,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainResult:
     create, abstract = _state_creation(experiment, mesh)
     restored = store.restore(abstract, iterator)
     start, seconds = (restored.step, restored.train_seconds) if restored else (0, 0.0)
-    state = restored.state if restored else create(jax.random.key(config.seed))
+    state = restored.state if restored else initial_state(config, create, abstract)
     run = _Run(experiment, mesh, workdir, store, iterator, start, seconds)
     try:
         with StopSignal() as stop:
@@ -339,7 +337,7 @@ class _Run:
 
     def _picture_function(self):
         """Returns state -> None, which draws the masks of a few fixed examples to TensorBoard and to a PNG file."""
-        if jax.process_index() != 0:
+        if jax.process_index() != 0 or self._experiment.config.method == "classifier":
             return lambda state: None
         config, dataset = self._experiment.config, self._experiment.dataset
         of_state = jax.jit(functools.partial(steps.mask_pictures, config=config, model=self._experiment.model))

@@ -56,12 +56,21 @@ def build_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedul
         adam = optax.adamw(schedule, weight_decay=train.weight_decay, mask=decayed)
     else:
         adam = optax.adam(schedule)
+    if train.backbone_rate < 0:
+        raise UserError(f"config.train.backbone_rate = {train.backbone_rate} must be 0 or more.")
+    # Behind Adam, which forgets the scale of a gradient but not that of an update.
+    slow = [optax.masked(optax.scale(train.backbone_rate), in_backbone)] if train.backbone_rate != 1 else []
     clip = [optax.clip_by_global_norm(train.clip_norm)] if train.clip_norm > 0 else []
-    optimizer = optax.chain(*clip, adam)
+    optimizer = optax.chain(*clip, adam, *slow)
     if train.accumulate > 1:
         multi = optax.MultiSteps(optimizer, every_k_schedule=train.accumulate)
         optimizer = optax.GradientTransformation(multi.init, multi.update)
     return optimizer, schedule
+
+
+def in_backbone(params):
+    """True for every parameter below "backbone", where networks keep what may be pretrained."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "backbone", params)
 
 
 def decayed(params):

@@ -16,6 +16,27 @@ from selfexplain_jax.types import UserError
 PASS_WEIGHTS = ("live", "stop_gradient", "ema")
 EVALUATOR_MASKS = ("swapped", "complement", "blobs")
 EXPLANATION_TERMS = ("object", "background", "evaluator")
+SCORE_TERMS = ("classification", "ranking")
+"""Terms that need the scores of the image alone, and no map."""
+METHODS = ("self_explainer", "classifier")
+
+
+def check_method(config, model) -> None:
+    """Holds `config.method` against the network and the objective.
+
+    Raises:
+      UserError: unknown method, a Self-Explainer without maps, or a classifier with terms that need masks.
+    """
+    if config.method not in METHODS:
+        raise UserError(f"config.method = {config.method!r} is unknown. Choose one of {METHODS}.")
+    if config.method == "self_explainer" and not model.draws_maps:
+        raise UserError(
+            f"config.model.name = {config.model.name!r} draws no maps, so it cannot explain itself. Set config.method "
+            '= "classifier", or config.model.name = "encoder_unet" with it as config.model.encoder.'
+        )
+    surplus = [name for name in config.objective if name not in SCORE_TERMS]
+    if config.method == "classifier" and surplus:
+        raise UserError(f"config.method = 'classifier' has no masks for {surplus}: the terms are {SCORE_TERMS}.")
 
 
 def validate_passes(config) -> None:
@@ -157,7 +178,7 @@ def explanation_passes(apply, params, frozen, outputs: dict, batch: dict, config
 
 
 def run_passes(params, state, batch: dict, rng: jax.Array, *, config, model, explain: bool) -> tuple[dict, dict]:
-    """All passes of one step.
+    """All passes of one step; a classifier has the image pass alone, and scores for its only output.
 
     The image and evaluator passes use `params`; the object and background passes those that `config.passes.weights`
     names. Without `explain` there is the image pass alone.
@@ -174,7 +195,9 @@ def run_passes(params, state, batch: dict, rng: jax.Array, *, config, model, exp
         temperature=temperature,
         mutable=["batch_stats"],
     )
-    outputs = {"scores": scores, **mask_outputs(endpoints["logit_maps"], batch["image"], batch["label"])}
+    outputs = {"scores": scores}
+    if config.method == "self_explainer":
+        outputs |= mask_outputs(endpoints["logit_maps"], batch["image"], batch["label"])
     frozen = {
         "live": lambda: params,
         "stop_gradient": lambda: jax.lax.stop_gradient(params),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from selfexplain_jax.models import masking
+from selfexplain_jax.models.pretrained import load_pretrained
 from selfexplain_jax.types import DatasetInfo, Predictor
 
 
@@ -47,10 +50,53 @@ def create_state(config, model, optimizer: optax.GradientTransformation, rng: ja
     )
 
 
+def initial_state(config, create: Callable[[jax.Array], TrainState], abstract: TrainState) -> TrainState:
+    """The state at step 0, with the weights that `config.model.pretrained` names in place of random ones.
+
+    Files are read before anything compiles. The optimizer's numbers do not depend on the values of the parameters, so
+    they stay. A checkpoint holds the weights: a run that goes on reads no file of them.
+
+    Args:
+      config: the whole configuration.
+      create: random key -> state, as `create_state`.
+      abstract: shapes of what `create` returns.
+
+    Raises:
+      UserError: see `pretrained.load_pretrained`.
+    """
+    rng = jax.random.key(config.seed)
+    if not config.model.pretrained:
+        return create(rng)
+    params, batch_stats = load_pretrained(config.model, abstract.params, abstract.batch_stats)
+    state = create(rng)
+
+    def put(new, old):
+        # What no file gives is still a shape. Each tree gets memory of its own, which the step may take over.
+        return jax.device_put(np.array(new), old.sharding) if isinstance(new, np.ndarray) else old
+
+    return state.replace(
+        params=jax.tree.map(put, params, state.params),
+        batch_stats=jax.tree.map(put, batch_stats, state.batch_stats),
+        ema_params=jax.tree.map(put, params, state.ema_params),
+    )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def apply_scores(model, variables: dict, images: jax.Array) -> jax.Array:
     """Class scores [B, C] of images [B, H, W, 3]."""
     return model.apply(variables, images, train=False)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_features(model, variables: dict, images: jax.Array) -> jax.Array:
+    """Features [B, h, w, K] of images [B, H, W, 3]."""
+    return model.apply(variables, images, method="features")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_head(model, variables: dict, features: jax.Array) -> jax.Array:
+    """Class scores [B, C] of features."""
+    return model.apply(variables, features, method="head")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -61,13 +107,20 @@ def apply_masks(model, variables: dict, images: jax.Array, class_ids: jax.Array)
 
 
 def make_predictor(config, info: DatasetInfo, model, state: TrainState) -> Predictor:
-    """The Self-Explainer as pure functions, with averaged parameters if `config.passes.evaluate_ema`."""
+    """The network as pure functions, with averaged parameters if `config.passes.evaluate_ema`.
+
+    It has masks if the method is "self_explainer", and features and a head if the network is a classifier that has
+    them in the plane of the image.
+    """
     params = state.ema_params if config.passes.evaluate_ema else state.params
     variables = variables_of(params, state.batch_stats)
+    spatial = getattr(model, "has_spatial_features", False)
     return Predictor(
         scores=functools.partial(apply_scores, model, variables),
         probabilities=jax.nn.softmax if config.model.link == "softmax" else jax.nn.sigmoid,
         class_names=info.class_names,
         image_size=info.image_size,
-        masks=functools.partial(apply_masks, model, variables),
+        features=functools.partial(apply_features, model, variables) if spatial else None,
+        head=functools.partial(apply_head, model, variables) if spatial else None,
+        masks=functools.partial(apply_masks, model, variables) if config.method == "self_explainer" else None,
     )

@@ -29,7 +29,8 @@ def loss_and_logs(params, state: TrainState, batch: dict, rng: jax.Array, *, con
     count = jnp.maximum(batch["valid"].sum(), 1.0)
     logs = {f"term/{name}": value for name, value in means.items()}
     logs["accuracy"] = (batch["valid"] * is_correct(outputs["scores"], batch["label"])).sum() / count
-    logs["mask_area"] = (batch["valid"] * outputs["target_mask"].mean(axis=(1, 2))).sum() / count
+    if "target_mask" in outputs:
+        logs["mask_area"] = (batch["valid"] * outputs["target_mask"].mean(axis=(1, 2))).sum() / count
     return loss, (logs, batch_stats)
 
 
@@ -46,7 +47,8 @@ def train_step(
         `passes.explanations_start(config)`.
 
     Returns:
-      The state after, and float32 scalars: "loss", "accuracy", "mask_area", "gradient_norm", "term/NAME" of each term.
+      The state after, and float32 scalars: "loss", "accuracy", "gradient_norm", "term/NAME" of each term,
+      and "mask_area" where there are masks.
     """
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
     gradient_of = jax.value_and_grad(loss_and_logs, has_aux=True)

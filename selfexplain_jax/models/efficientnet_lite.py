@@ -1,0 +1,122 @@
+"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation, with ReLU6): a small network for photographs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from selfexplain_jax.models.depthwise import DepthwiseConv
+
+EPSILON, MOMENTUM = 1e-3, 0.99
+"""Of every batch normalisation."""
+
+
+class Stage(NamedTuple):
+    """Inverted residual blocks of one kind; the first has the stride, the others add their input to their output."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+LITE0 = (
+    Stage(blocks=1, kernel=3, stride=1, expansion=1, channels=16),
+    Stage(blocks=2, kernel=3, stride=2, expansion=6, channels=24),
+    Stage(blocks=2, kernel=5, stride=2, expansion=6, channels=40),
+    Stage(blocks=3, kernel=3, stride=2, expansion=6, channels=80),
+    Stage(blocks=3, kernel=5, stride=1, expansion=6, channels=112),
+    Stage(blocks=4, kernel=5, stride=2, expansion=6, channels=192),
+    Stage(blocks=1, kernel=3, stride=1, expansion=6, channels=320),
+)
+STEM_CHANNELS, TOP_CHANNELS = 32, 1280
+
+
+class InvertedResidual(nn.Module):
+    """1x1 to `expansion` times the channels, depthwise k x k, 1x1 to `channels`; plus the input where shapes agree."""
+
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+    frozen_norm: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, K] to [B, ceil(H / stride), ceil(W / stride), channels]."""
+
+        def norm(name):
+            averages = not train or self.frozen_norm
+            return nn.BatchNorm(averages, momentum=MOMENTUM, epsilon=EPSILON, name=name)
+
+        h = x
+        if self.expansion != 1:
+            h = nn.Dense(self.expansion * x.shape[-1], use_bias=False, name="expand_conv")(h)
+            h = nn.relu6(norm("expand_norm")(h))
+        h = DepthwiseConv(self.kernel, self.stride, name="depthwise_conv")(h)
+        h = nn.relu6(norm("depthwise_norm")(h))
+        h = norm("project_norm")(nn.Dense(self.channels, use_bias=False, name="project_conv")(h))
+        return x + h if h.shape == x.shape else h
+
+
+class EfficientNetLite(nn.Module):
+    """The classifier, and in its endpoints the last features at every stride.
+
+    Attributes:
+      num_classes: C.
+      frozen_norm: batch normalisation keeps its running statistics in training too.
+      stages: table of the blocks.
+    """
+
+    num_classes: int
+    frozen_norm: bool = False
+    stages: tuple[Stage, ...] = LITE0
+
+    spatial_features = True
+    strides = (2, 4, 8, 16, 32)
+
+    def setup(self):
+        self.stem_conv = nn.Conv(STEM_CHANNELS, (3, 3), (2, 2), use_bias=False)
+        self.stem_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
+        self.block = [
+            InvertedResidual(
+                stage.kernel, stage.stride if i == 0 else 1, stage.expansion, stage.channels, self.frozen_norm
+            )
+            for stage in self.stages
+            for i in range(stage.blocks)
+        ]
+        self.top_conv = nn.Dense(TOP_CHANNELS, use_bias=False)
+        self.top_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
+        self.classifier = nn.Dense(self.num_classes)
+
+    def encode(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """Images [B, H, W, 3] to {"stride2": [B, H / 2, W / 2, 16], ..., "stride32": [B, H / 32, W / 32, 320]}."""
+        averages = not train or self.frozen_norm
+        x = nn.relu6(self.stem_norm(self.stem_conv(images), use_running_average=averages))
+        stride, endpoints = 2, {}
+        for block in self.block:
+            stride *= block.stride
+            endpoints[f"stride{stride}"] = x = block(x, train)
+        return endpoints
+
+    def features(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Images to the features [B, H / 32, W / 32, 1280] that the head reads."""
+        return self._top(self.encode(images, train), train)
+
+    def head(self, features: jax.Array) -> jax.Array:
+        """Features to scores [B, C]: their mean over space, and a linear layer."""
+        return self.classifier(features.mean(axis=(1, 2))).astype(jnp.float32)
+
+    def __call__(self, images: jax.Array, train: bool = False):
+        """Images, normalised as (pixel - 127) / 128, to `(scores [B, C], endpoints)`."""
+        endpoints = self.encode(images, train)
+        features = self._top(endpoints, train)
+        return self.head(features), endpoints | {"features": features}
+
+    def _top(self, endpoints, train):
+        averages = not train or self.frozen_norm
+        return nn.relu6(self.top_norm(self.top_conv(endpoints["stride32"]), use_running_average=averages))

@@ -1,0 +1,106 @@
+"""A vision transformer (Dosovitskiy et al. 2021, in timm's form) that gives its attention as endpoints."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-6
+"""Of every layer normalisation."""
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); returns the attention too."""
+
+    heads: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Tokens [B, N, K] to tokens [B, N, K] and attention [B, heads, N, N], whose rows (queries) sum to 1."""
+        batch, tokens, channels = x.shape
+        qkv = nn.Dense(3 * channels, name="qkv")(nn.LayerNorm(EPSILON, name="norm1")(x))
+        qkv = qkv.reshape(batch, tokens, 3, self.heads, channels // self.heads)  # [B, N, 3, heads, K / heads]
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (channels // self.heads) ** -0.5
+        attention = jax.nn.softmax(logits, axis=-1)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", attention, value).reshape(batch, tokens, channels)  # [B, N, K]
+        x = x + nn.Dense(channels, name="proj")(mixed)
+        hidden = nn.Dense(self.hidden, name="fc1")(nn.LayerNorm(EPSILON, name="norm2")(x))
+        return x + nn.Dense(channels, name="fc2")(nn.gelu(hidden, approximate=False)), attention
+
+
+class VisionTransformer(nn.Module):
+    """The classifier; endpoints "attention0", "attention1", ... [B, heads, 1 + N, 1 + N] and "features".
+
+    Tokens are the class token, then the N patches row by row. There is no batch normalisation to freeze and no pyramid
+    of strides: it is no encoder of a U-Net.
+
+    Attributes:
+      num_classes: C.
+      patch: pixels per side of a patch.
+      width, depth, heads: K, blocks, heads of attention.
+    """
+
+    num_classes: int
+    patch: int = 16
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+
+    spatial_features = False
+    strides = ()
+
+    def setup(self):
+        size = (self.patch, self.patch)
+        self.patch_embed = nn.Conv(self.width, size, size, "VALID")
+        self.block = [Block(self.heads, 4 * self.width) for _ in range(self.depth)]
+        self.norm = nn.LayerNorm(EPSILON)
+        self.classifier = nn.Dense(self.num_classes)
+        self.tokens = Tokens(self.width)
+
+    def features(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Images to tokens [B, 1 + N, K] as they enter the last block, behind which only the class token counts."""
+        return self._enter(images)[0]
+
+    def head(self, features: jax.Array) -> jax.Array:
+        """Tokens that enter the last block to scores [B, C]."""
+        return self._leave(features)[0]
+
+    def __call__(self, images: jax.Array, train: bool = False):
+        """Images, normalised as (pixel - 127.5) / 127.5, to `(scores [B, C], endpoints)`."""
+        del train
+        features, attention = self._enter(images)
+        scores, last = self._leave(features)
+        named = {f"attention{i}": a for i, a in enumerate([*attention, last])}
+        return scores, named | {"features": features}
+
+    def _enter(self, images):
+        patches = self.patch_embed(images)
+        patches = patches.reshape(patches.shape[0], -1, self.width)  # [B, N, K]
+        x, attention = self.tokens(patches), []
+        for block in self.block[:-1]:
+            x, seen = block(x)
+            attention.append(seen)
+        return x, attention
+
+    def _leave(self, features):
+        x, attention = self.block[-1](features)
+        return self.classifier(self.norm(x)[:, 0]).astype(jnp.float32), attention
+
+
+class Tokens(nn.Module):
+    """The class token before the patches, and a learned position added to each."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """[B, N, K] to [B, 1 + N, K]."""
+        batch, count, _ = patches.shape
+        initial = nn.initializers.truncated_normal(0.02)
+        first = self.param("cls_token", initial, (1, 1, self.width))
+        position = self.param("pos_embed", initial, (1, 1 + count, self.width))
+        first = jnp.broadcast_to(first, (batch, 1, self.width))
+        return jnp.concatenate([first, patches], axis=1) + position
