@@ -28,6 +28,13 @@ def get_config(variant="object"):
         config.data.options = {"min_objects": 1, "max_objects": 3}
         # One present class at a time in the object pass, so that each class has a mask of its own.
         config.passes.classes_per_image = 1
+        # Small objects need a pool that does not weigh a class by its area, and longer on their own to be learned.
+        config.train.steps = 3600
+        config.model.initial_temperature, config.model.pooling_temperature = 0.8, 0.5
+        config.model.temperature_steps = 1500
+        for name in set(config.objective) - {"ranking", "classification"}:
+            config.objective[name].start += 500
+        config.objective.classification.weight = 3.0
     if variant.startswith("confounded"):
         # In nine of ten training images the background is that of the label; in the test images never.
         config.data.options = {"confounding": 0.9}
