@@ -1,9 +1,9 @@
 """Self-Explainer on your own photos: a folder per class, or an index file (see selfexplain_jax/data/folder.py).
 
 Method:   as configs/synthetic.py, with a decoder on EfficientNet-Lite0 that starts from its ImageNet weights.
-Hardware: one GPU, or two CPU cores and patience: there a full step took 4 s beside another run, and its compilation minutes.
+Hardware: one GPU; two CPU cores need patience: 4 s a full step beside another run, and minutes to compile it.
 Command:  python -m selfexplain_jax.main --config=configs/folder.py --config.data.data_dir=photos --workdir=runs/photos
-Variants: single (one class a photo), multi (any number, needs an index file). Measured scores: docs/results.md.
+Variants: single (one class a photo), multi (any number, needs an index file). No score has been measured yet.
 """
 
 from selfexplain_jax.config import base_config, self_explainer_recipe
