@@ -55,8 +55,8 @@ install "$root/requirements.txt"
 # The package is used where it lies, from whatever folder the script was called.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
-# glibc gives the memory of every step back to the system and asks for it again, page by page: some 25,000 page faults
-# a step of configs/synthetic.py, a tenth of its time on two cores. These make it keep what it has. Other C libraries
-# do not read them; what the caller has set stays.
-export MALLOC_ARENA_MAX="${MALLOC_ARENA_MAX:-1}" MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
+# glibc gives the memory of every step back to the system and asks for it again, page by page: some 30,000 page faults
+# a step of configs/synthetic.py. These make it keep what it has. Other C libraries do not read them; what the caller has
+# set stays.
+export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4294967296}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-17179869184}"
