@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.models import masking, pooling
+from selfexplain_jax.models.unet import shrink
 from selfexplain_jax.objectives.compose import first_step
 from selfexplain_jax.training.state import variables_of
 from selfexplain_jax.types import UserError
@@ -90,16 +91,13 @@ def mask_outputs(logit_maps: jax.Array, images: jax.Array, label: jax.Array) -> 
     """Target and non-target logits and masks at the maps' resolution, and the image at that resolution."""
     target = masking.target_logits(logit_maps, label)
     non_target = masking.non_target_logits(logit_maps, label)
-    batch, h, w, _ = logit_maps.shape
-    stride = images.shape[1] // h
-    small = images.reshape(batch, h, stride, w, stride, 3).mean(axis=(2, 4))  # [B, h, w, 3]
     return {
         "logit_maps": logit_maps,
         "target_logits": target,
         "non_target_logits": non_target,
         "target_mask": jax.nn.sigmoid(target),
         "non_target_mask": jax.nn.sigmoid(non_target),
-        "image": small,
+        "image": shrink(images, images.shape[1] // logit_maps.shape[1]),
     }
 
 
