@@ -149,7 +149,7 @@ def base_config() -> ml_collections.ConfigDict:
 
     config.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 100
-    # Examples of the evaluation split that are used; 0 = all.
+    # Examples of the evaluation split that are used, evenly spaced; 0 = all.
     evaluation.max_examples = 0
     # What replaces the hidden pixels: "zero", "color_noise", "blur" or "other_image".
     evaluation.infill = "zero"

@@ -74,7 +74,7 @@ def evaluate(
     pairs, tables, drawn = {}, [], []
     # Evenly spaced, because many splits are sorted by class.
     shown = min(settings.pictures if pictures_dir is not None else 0, batches.num_examples)
-    to_draw = set(np.linspace(0, batches.num_examples - 1, shown).round().astype(int).tolist())
+    to_draw = set(batches.positions[np.linspace(0, batches.num_examples - 1, shown).round().astype(int)].tolist())
     for step, batch in enumerate(tqdm.tqdm(batches, desc="evaluate", disable=not sys.stderr.isatty())):
         seen = view.look(predictor, view.fill_padding(batch), config, info, step)
         pairs = add(pairs, _classification(seen))

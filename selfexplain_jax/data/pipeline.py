@@ -98,7 +98,7 @@ def evaluation_batches(
       split: one of the dataset's splits.
       config: `config.data` is read.
       batch_size: examples per batch of this host.
-      max_examples: only the first so many examples of the split (over all hosts); 0 = all.
+      max_examples: only so many examples (over all hosts), evenly spaced because splits may be sorted by class; 0 = all.
       host: number of this host, 0 ... hosts - 1; it takes the examples host, host + hosts, ...
       hosts: how many hosts share the split.
 
@@ -114,13 +114,19 @@ def evaluation_batches(
 
 
 class EvaluationBatches:
-    """Re-iterable sequence of batches over a split; see `evaluation_batches`. `num_examples` counts over all hosts."""
+    """Re-iterable sequence of batches over a split; see `evaluation_batches`.
+
+    Attributes:
+      num_examples: over all hosts.
+      positions: int64 [num_examples], where in the split they are.
+    """
 
     def __init__(self, source, config, batch_size, max_examples, host, hosts):
         self.num_examples = min(len(source), max_examples or len(source))
+        self.positions = np.arange(self.num_examples) * len(source) // self.num_examples
         per_host = math.ceil(self.num_examples / hosts)
         self._length = math.ceil(per_host / batch_size)
-        padded = _PaddedShare(source, self.num_examples, self._length * batch_size, host, hosts)
+        padded = _PaddedShare(source, self.positions, self._length * batch_size, host, hosts)
         collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
         examples = grain.MapDataset.source(padded)
         if source.info.own_sizes:
@@ -226,18 +232,18 @@ class _CheckedSource:
 
 
 class _PaddedShare:
-    """The examples host, host + hosts, ... below `num_examples`, followed by padding up to `length` items."""
+    """The examples at positions[host], positions[host + hosts], ..., followed by padding up to `length` items."""
 
-    def __init__(self, source: _CheckedSource, num_examples: int, length: int, host: int, hosts: int):
-        self._source, self._num_examples, self._length = source, num_examples, length
+    def __init__(self, source: _CheckedSource, positions: np.ndarray, length: int, host: int, hosts: int):
+        self._source, self._positions, self._length = source, positions, length
         self._host, self._hosts = host, hosts
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        position = self._host + int(index) * self._hosts
-        return self._source[position] if position < self._num_examples else self._source.padding()
+        place = self._host + int(index) * self._hosts
+        return self._source[self._positions[place]] if place < len(self._positions) else self._source.padding()
 
 
 def _collate(items: Sequence[dict], mean: Sequence[float], std: Sequence[float]) -> Batch:
