@@ -1,5 +1,6 @@
 """Saving, restoring, falling back and refusing, on a tiny made-up state."""
 
+import gc
 import logging
 import os
 import pathlib
@@ -25,6 +26,14 @@ from selfexplain_jax.types import UserError
 OPTIMIZER = optax.adamw(1e-3)
 # Where TensorStore gives up on a damaged file, it leaves coroutines behind that nobody awaited.
 LEFT_BEHIND = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def swept(request):
+    """Those coroutines go while their test still ignores the warnings, and not in the middle of another one."""
+    yield
+    if request.node.get_closest_marker("filterwarnings"):
+        gc.collect()
 
 
 def make_state(value, width=40):
