@@ -40,6 +40,10 @@ SHOWN = {"object_scores": [SCORES, [9.0, 9.0]], "object_label": [[1, 0], [0, 0]]
 FOUR_CELLS = np.stack([[[logit(0.3), logit(0.9)], [logit(0.2), logit(0.6)]], np.full((2, 2), 9.0)], axis=-1)
 BOUNDS = {"lower": 0.25, "upper": 0.5}
 
+# Three by three cells that all say (log 3, 0), but for the middle one.
+RING = np.broadcast_to(np.asarray([LN3, 0.0]), (3, 3, 2)).copy()
+RING[1, 1] = 9.0
+
 # term, link, options, label, outputs, value
 TWO_CELLS = {"target_mask": [[0.3, 0.8]]}
 
@@ -95,6 +99,8 @@ BY_HAND = [
     ("affinity", "sigmoid", {"reach": 1}, [1, 0], TWO_CELLS | {"image": np.zeros((1, 2, 3))}, 0.62 / 1.001),
     ("affinity", "sigmoid", {"reach": 1}, [1, 0], TWO_CELLS | {"image": [[[0.0] * 3, [3.0] * 3]]}, 0.0),
     ("area_bounds", "sigmoid", BOUNDS, [1, 0], {"logit_maps": FOUR_CELLS}, 0.15),
+    # All but the middle cell: softplus(log 3) = log 4; the classes' shares there are 3/4 and 1/4.
+    ("border", "sigmoid", {"width": 0.3}, [1, 0], {"logit_maps": RING}, math.log(4) + math.log(2 / math.sqrt(3))),
     ("binarisation", "sigmoid", {}, [1, 0], MASKS, 0.75),
     ("binarisation", "sigmoid", {}, [1, 0], {"target_mask": [[0.0], [1.0]]}, 0.0),
 ]

@@ -22,6 +22,7 @@ TERMS = {
     "smoothness": terms.smoothness,
     "binarisation": terms.binarisation,
     "affinity": terms.affinity,
+    "border": terms.border,
 }
 
 SCHEDULE = {"weight": 1.0, "start": 0, "ramp": 0, "gate_steepness": 0.0, "gate_offset": 0.0}

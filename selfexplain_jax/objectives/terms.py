@@ -170,3 +170,22 @@ def binarisation(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
     del label, link
     mask = outputs["target_mask"]
     return (4.0 * mask * (1.0 - mask)).mean(axis=(1, 2))
+
+
+def border(outputs: dict, label: jax.Array, *, link: str, width: float = 0.1) -> jax.Array:
+    """mean_u [softplus(max_c s_c(u)) + KL(uniform || softmax_c s(u))] over cells u within `width` sides of the border.
+
+    A prior, not a fact: what lies along the border of an image is background, it is no class and favours none
+    (boundary prior; Zhu et al., CVPR 2014). It is the one thing here that tells an object from a background which
+    goes with the label.
+    """
+    del label, link
+    logit_maps = outputs["logit_maps"]
+    near = [
+        jnp.minimum(jnp.arange(cells), jnp.arange(cells)[::-1]) < max(round(width * cells), 1)
+        for cells in logit_maps.shape[1:3]
+    ]
+    ring = (near[0][:, None] | near[1][None, :])[None]  # [1, h, w]
+    uniform = -jax.nn.log_softmax(logit_maps).mean(axis=-1) - jnp.log(logit_maps.shape[-1])  # [B, h, w]
+    loss = jax.nn.softplus(logit_maps.max(axis=-1)) + uniform
+    return (ring * loss).sum(axis=(1, 2)) / ring.sum()
