@@ -98,7 +98,7 @@ def evaluation_batches(
       split: one of the dataset's splits.
       config: `config.data` is read.
       batch_size: examples per batch of this host.
-      max_examples: only so many examples (over all hosts), evenly spaced because splits may be sorted by class; 0 = all.
+      max_examples: so many examples (over all hosts), evenly spaced because splits may be sorted by class; 0 = all.
       host: number of this host, 0 ... hosts - 1; it takes the examples host, host + hosts, ...
       hosts: how many hosts share the split.
 
