@@ -159,9 +159,23 @@ def base_config() -> ml_collections.ConfigDict:
     # Pictures of images, masks and overlays that are written.
     evaluation.pictures = 16
 
+    # --mode=evaluate with methods here compares them, see selfexplain_jax/compare.py.
+    config.comparison = comparison = ml_collections.ConfigDict()
+    # {name: {"config": a config file, "workdir": the folder of its run}}
+    comparison.models = config_dict.ConfigDict({})
+    # {label: {"model": a name above, "method": a name in attribution.METHODS or "ground_truth", "options": {...},
+    # "scaling": "as_is" or "min_max"}}; what is left out: the first model, the label, none, what suits the method.
+    comparison.methods = config_dict.ConfigDict({})
+    # {a name in metrics.map_metrics.MAP_METRICS: {...options}}
+    comparison.metrics = config_dict.ConfigDict({})
+    # Present classes of an image that are explained, at most.
+    comparison.classes_per_image = 1
+    # Images in the figure.
+    comparison.figure_images = 6
+
     config.lock()
-    config.data.options.unlock()
-    config.objective.unlock()
+    for free in (config.data.options, config.objective, comparison.models, comparison.methods, comparison.metrics):
+        free.unlock()
     return config
 
 

@@ -24,6 +24,7 @@ ROOMS = [
     ("attribution",),
     ("metrics",),
     ("evaluate", "explain", "report"),
+    ("compare",),
     ("compile", "benchmark"),
     ("main",),
 ]

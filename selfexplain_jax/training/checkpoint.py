@@ -27,6 +27,7 @@ from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.types import UserError
 
 MAY_CHANGE = (
+    "comparison",
     "data.data_dir",
     "data.eval_split",
     "data.num_threads",
