@@ -8,27 +8,21 @@ in the results and never counted as zero.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import logging
 import os
 import pathlib
-import sys
-import time
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
-from selfexplain_jax import evaluate
-from selfexplain_jax.attribution import METHODS, build_method, ground_truth
+from selfexplain_jax import evaluate, maps
+from selfexplain_jax.attribution import METHODS, build_method
 from selfexplain_jax.config import load_config
 from selfexplain_jax.data import build_dataset
-from selfexplain_jax.data.pipeline import EvaluationBatches, evaluation_batches
 from selfexplain_jax.metrics import add, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure
@@ -41,17 +35,6 @@ OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
 """Methods whose maps are masks already; the others' are scaled to [0, 1] map by map where a metric needs a mask."""
 ANNOTATION = "ground_truth"
 """The control that comes from the data set; it stands beside METHODS."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """One method of the comparison: its label in the tables, the predictor it explains, and the function that does."""
-
-    label: str
-    model: str
-    predictor: Predictor
-    method: Any
-    scaling: str
 
 
 def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -69,14 +52,14 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     folder, dataset = pathlib.Path(workdir).expanduser(), build_dataset(config)
     columns = build_columns(config, dataset.info)
     metrics = choose_metrics(config, dataset.info)
-    claim_folder(folder, config)
+    maps.claim_folder(folder, config)
     for column in columns:
-        make_maps(column, dataset, config, folder)
-    failures = {column.label: read_failures(folder, column, dataset, config) for column in columns}
-    broken = {label for label, rows in failures.items() if len(rows) == evaluation(dataset, config).num_examples}
+        maps.make_maps(column, dataset, config, folder)
+    failures = {column.label: maps.read_failures(folder, column, dataset, config) for column in columns}
+    broken = {label for label, rows in failures.items() if len(rows) == maps.evaluation(dataset, config).num_examples}
     compared = [column for column in columns if column.label not in broken]
     left_out = sorted({position for column in compared for position in failures[column.label]})
-    images = evaluation(dataset, config).num_examples - len(left_out)
+    images = maps.evaluation(dataset, config).num_examples - len(left_out)
     if not compared or images == 0:
         raise UserError(f"There is no image that every method could explain. {_first_failures(failures)}")
     table = {}
@@ -85,13 +68,13 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
         row = {"model": column.model, "failures": listed}
         if column.label not in broken:
             row |= take_metrics(column, metrics, dataset, config, folder, left_out)
-            row["seconds_per_image"] = seconds_per_image(folder, column, dataset, config)
+            row["seconds_per_image"] = maps.seconds_per_image(folder, column, dataset, config)
         table[column.label] = row
     draw(columns, dataset, config, folder)
     return {"methods": table, "images": images, "left_out": left_out}
 
 
-def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[Column]:
+def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[maps.Column]:
     """Returns the methods of `config.comparison` with their predictors, each model restored once.
 
     Raises:
@@ -113,6 +96,8 @@ def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[
         name, model = options.get("method", label), options.get("model", next(iter(models)))
         if model not in models:
             raise UserError(f"config.comparison.methods.{label}.model = {model!r} is none of {', '.join(models)}.")
+        if not re.fullmatch(r"[\w.+-]+", label):
+            raise UserError(f"config.comparison.methods.{label}: a label names files; use letters, digits and _ . + -.")
         if name not in METHODS and name != ANNOTATION:
             raise UserError(
                 f"config.comparison.methods.{label}.method = {name!r} is unknown; there are "
@@ -120,7 +105,7 @@ def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[
             )
         method = None if name == ANNOTATION else build_method(name, **options.get("options", {}))
         scaling = options.get("scaling", "as_is" if name in OWN_MASKS else "min_max")
-        columns.append(Column(label, model, models[model], method, scaling))
+        columns.append(maps.Column(label, model, models[model], method, scaling))
     return columns
 
 
@@ -150,87 +135,6 @@ def open_model(
     return predictor
 
 
-# ---- Maps ------------------------------------------------------------------------------------------------------------
-
-
-def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-    """Explains every batch that has no file yet: WORKDIR/maps/LABEL/NUMBER.npz with maps, failures and the time taken."""
-    for number, batch in _progress(evaluation(dataset, config), f"maps {column.label}"):
-        path, batch = map_path(folder, column, number), view.fill_padding(batch)
-        if not path.is_file():
-            class_ids = present_classes(batch["label"], config.comparison.classes_per_image)
-            rng = jax.random.fold_in(jax.random.key(config.seed), number)
-            start = time.perf_counter()
-            saliency, messages = explain_rows(column, batch, class_ids, rng)
-            seconds = time.perf_counter() - start
-            messages = {int(batch["index"][row]): text for row, text in messages.items() if batch["valid"][row] > 0}
-            content = io.BytesIO()
-            np.savez_compressed(
-                content, saliency=saliency, class_ids=class_ids, failures=json.dumps(messages), seconds=seconds
-            )
-            write_whole(path, content.getvalue())
-
-
-def explain_rows(
-    column: Column, batch: Batch, class_ids: np.ndarray, rng: jax.Array
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns the maps float32 [B, k, H, W], and {row: message} of the images that the method could not explain.
-
-    A batch that fails is tried again image by image, so that one bad image does not take the others with it. The maps
-    of a failed row are NaN.
-    """
-    if column.method is None:
-        return np.asarray(ground_truth(batch["mask"], class_ids)), {}
-    images = jnp.asarray(batch["image"])
-
-    def run(rows: slice) -> np.ndarray:
-        return np.asarray(column.method(column.predictor, images[rows], class_ids[rows], rng=rng), np.float32)
-
-    messages = {}
-    try:
-        saliency = run(slice(None))
-    except Exception as error:  # noqa: BLE001 (whatever a method raises is a failure to be reported)
-        logging.warning("Method %r failed on a batch (%s); trying its images one by one.", column.label, error)
-        size = column.predictor.image_size
-        saliency = np.full((*class_ids.shape, size, size), np.nan, np.float32)
-        for row in range(len(images)):
-            try:
-                saliency[row] = run(slice(row, row + 1))[0]
-            except Exception as single:  # noqa: BLE001
-                messages[row] = f"{type(single).__name__}: {str(single).splitlines()[0] if str(single) else ''}"
-    for row in np.flatnonzero(~np.isfinite(saliency).all(axis=(1, 2, 3))):
-        messages.setdefault(int(row), "the map holds NaN or infinity")
-    return saliency, messages
-
-
-def present_classes(label: np.ndarray, count: int) -> np.ndarray:
-    """Returns int32 [B, k]: present classes by index, then absent ones; k = count, or the most classes there are."""
-    order = np.argsort(-(label > 0).astype(np.int32), axis=1, kind="stable")
-    return order[:, : min(count, label.shape[1])].astype(np.int32)
-
-
-def read_failures(
-    folder: pathlib.Path, column: Column, dataset: Dataset, config: ml_collections.ConfigDict
-) -> dict[int, str]:
-    """Returns {position in the split: message} of the images that a method could not explain."""
-    failures = {}
-    for number in range(len(evaluation(dataset, config))):
-        with np.load(map_path(folder, column, number)) as stored:
-            failures |= {int(index): text for index, text in json.loads(str(stored["failures"])).items()}
-    return failures
-
-
-def seconds_per_image(
-    folder: pathlib.Path, column: Column, dataset: Dataset, config: ml_collections.ConfigDict
-) -> float | None:
-    """Returns the median over batches, the first (which compiles) left out where there are others, per image."""
-    seconds = []
-    for number in range(len(evaluation(dataset, config))):
-        with np.load(map_path(folder, column, number)) as stored:
-            seconds.append(float(stored["seconds"]))
-    return float(np.median(seconds[1:] or seconds)) / config.evaluation.batch_size
-
-
 # ---- Metrics ---------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +156,7 @@ def choose_metrics(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict
 
 
 def take_metrics(
-    column: Column,
+    column: maps.Column,
     metrics: Mapping[str, dict],
     dataset: Dataset,
     config: ml_collections.ConfigDict,
@@ -267,8 +171,8 @@ def take_metrics(
     if path.is_file() and (stored := json.loads(path.read_text()))["asked"] == json.loads(json.dumps(asked)):
         return stored["row"]
     total = {name: {} for name in metrics}
-    for number, batch in _progress(evaluation(dataset, config), f"metrics {column.label}"):
-        with np.load(map_path(folder, column, number)) as stored:
+    for number, batch in maps.progress(maps.evaluation(dataset, config), f"metrics {column.label}"):
+        with np.load(maps.map_path(folder, column, number)) as stored:
             saliency, class_ids = stored["saliency"], stored["class_ids"]
         seen = see(column, view.fill_padding(batch), class_ids, saliency, dataset, left_out)
         rng = jax.random.fold_in(jax.random.key(config.seed), number)
@@ -283,12 +187,17 @@ def take_metrics(
         row["metrics"] |= finish(name, sums)
         row["counts"] |= {number: int(np.sum(count)) for number, (_, count) in sums.items()}
     row = evaluate.finite(row, column.label)
-    write_whole(path, json.dumps({"asked": asked, "row": row}, indent=1).encode())
+    maps.write_whole(path, json.dumps({"asked": asked, "row": row}, indent=1).encode())
     return row
 
 
 def see(
-    column: Column, batch: Batch, class_ids: np.ndarray, saliency: np.ndarray, dataset: Dataset, left_out: list[int]
+    column: maps.Column,
+    batch: Batch,
+    class_ids: np.ndarray,
+    saliency: np.ndarray,
+    dataset: Dataset,
+    left_out: list[int],
 ) -> Explained:
     """Returns the checked batch that metrics take, without the images that some method could not explain."""
     out = np.isin(batch["index"], left_out)
@@ -303,12 +212,12 @@ def see(
     )
 
 
-def draw(columns: list[Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     """Writes WORKDIR/pictures/comparison.png: a row for each class of some images, a column for each method.
 
     Maps that are no masks are scaled to 0..1 one by one; a method that failed leaves its cell empty.
     """
-    batches = evaluation(dataset, config)
+    batches = maps.evaluation(dataset, config)
     wanted = min(config.comparison.figure_images, batches.num_examples)
     if not wanted:
         return
@@ -318,10 +227,10 @@ def draw(columns: list[Column], dataset: Dataset, config: ml_collections.ConfigD
         rows = [row for row in np.flatnonzero(batch["valid"] > 0) if int(batch["index"][row]) in shown]
         if not rows:
             continue
-        maps = {}
+        drawn = {}
         for column in columns:
-            with np.load(map_path(folder, column, number)) as stored:
-                maps[column.label], class_ids = stored["saliency"], stored["class_ids"]
+            with np.load(maps.map_path(folder, column, number)) as stored:
+                drawn[column.label], class_ids = stored["saliency"], stored["class_ids"]
         for row in rows:
             pixels = batch["image"][row] * np.asarray(config.data.std) + np.asarray(config.data.mean)
             image = np.clip(pixels / 255, 0, 1).astype(np.float32)
@@ -329,69 +238,10 @@ def draw(columns: list[Column], dataset: Dataset, config: ml_collections.ConfigD
                 titles.append(dataset.info.class_names[class_ids[row, place]])
                 cells["image"].append(image)
                 for column in columns:
-                    saliency = maps[column.label][row, place]
+                    saliency = drawn[column.label][row, place]
                     mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
                     cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else None)
     save_grid(folder / "pictures" / "comparison.png", cells, titles)
-
-
-# ---- Files -----------------------------------------------------------------------------------------------------------
-
-
-def evaluation(dataset: Dataset, config: ml_collections.ConfigDict) -> EvaluationBatches:
-    """The batches that the comparison goes through, again and again."""
-    settings = config.evaluation
-    return evaluation_batches(
-        dataset, config.data.eval_split, config, batch_size=settings.batch_size, max_examples=settings.max_examples
-    )
-
-
-def map_path(folder: pathlib.Path, column: Column, number: int) -> pathlib.Path:
-    """Where the maps of a batch are kept."""
-    return folder / "maps" / column.label / f"{number:05d}.npz"
-
-
-def claim_folder(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Writes what the maps of this folder depend on, or holds it against what is written there.
-
-    Raises:
-      UserError: the folder holds the maps of another comparison.
-    """
-    plain = json.loads(json.dumps(config.to_dict()))
-    asked = {name: plain[name] for name in ("seed", "data")} | {
-        "evaluation": {name: plain["evaluation"][name] for name in ("batch_size", "max_examples")},
-        "comparison": {name: plain["comparison"][name] for name in ("models", "classes_per_image")},
-        "methods": plain["comparison"]["methods"],
-    }
-    path = folder / "comparison_of.json"
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        # Methods may be added, and left out; those that are there must be as they were.
-        both = set(stored["methods"]) & set(asked["methods"])
-        other = [name for name in asked if name != "methods" and asked[name] != stored[name]]
-        other += [f"methods.{name}" for name in sorted(both) if asked["methods"][name] != stored["methods"][name]]
-        if other:
-            raise UserError(
-                f"{folder} holds the maps of another comparison: {', '.join(other)} differ from its comparison_of.json. "
-                "Use another --workdir."
-            )
-        asked["methods"] = stored["methods"] | asked["methods"]
-    write_whole(path, json.dumps(asked, indent=1).encode())
-
-
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _progress(batches: EvaluationBatches, text: str) -> Iterator[tuple[int, Batch]]:
-    return enumerate(tqdm.tqdm(batches, desc=text, disable=not sys.stderr.isatty()))
 
 
 def _options(settings: ml_collections.ConfigDict) -> dict[str, dict]:

@@ -23,7 +23,7 @@ ROOMS = [
     ("training",),
     ("attribution",),
     ("metrics",),
-    ("evaluate", "explain", "report"),
+    ("evaluate", "explain", "maps", "report"),
     ("compare",),
     ("compile", "benchmark"),
     ("main",),
