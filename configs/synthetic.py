@@ -24,6 +24,14 @@ def get_config(variant="object"):
     if variant == "shape":
         # The outline alone names it; textures say nothing.
         config.data.options = {"label": "shape"}
+        # An outline is read from a distance: a third level, a slower rate, and a start of its own, since the scores stay
+        # at chance for some 700 steps. A pool further from the mean gets them off it.
+        config.model.widths = (48, 64, 96)
+        config.train.learning_rate = 1.5e-3
+        config.train.steps = 4000
+        config.model.initial_temperature, config.model.temperature_steps = 1.0, 2800
+        for name in set(config.objective) - {"ranking"}:
+            config.objective[name].start += 1200
     if variant == "multi":
         config.data.options = {"min_objects": 1, "max_objects": 3}
         # One present class at a time in the object pass, so that each class has a mask of its own.
