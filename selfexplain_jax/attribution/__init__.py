@@ -10,7 +10,9 @@ import functools
 import inspect
 from collections.abc import Callable
 
+from selfexplain_jax.attribution.cam import cam, grad_cam, grad_cam_plus_plus
 from selfexplain_jax.attribution.controls import centre, constant, edges, ground_truth
+from selfexplain_jax.attribution.gradient import gradient, gradient_x_input, integrated_gradients, smooth_grad
 from selfexplain_jax.attribution.inputs import check_inputs
 from selfexplain_jax.attribution.learned import learned
 from selfexplain_jax.types import UserError
@@ -20,9 +22,16 @@ METHODS: dict[str, Callable] = {
     "constant": constant,
     "centre": centre,
     "edges": edges,
+    "cam": cam,
+    "grad_cam": grad_cam,
+    "grad_cam_plus_plus": grad_cam_plus_plus,
+    "gradient": gradient,
+    "gradient_x_input": gradient_x_input,
+    "smooth_grad": smooth_grad,
+    "integrated_gradients": integrated_gradients,
 }
 
-__all__ = ["METHODS", "build_method", "centre", "check_inputs", "constant", "edges", "ground_truth", "learned"]
+__all__ = ["METHODS", "build_method", "check_inputs", "ground_truth", *METHODS]
 
 
 def build_method(name: str, **options) -> Callable:
