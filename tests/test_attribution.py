@@ -34,11 +34,17 @@ PREDICTOR = Predictor(
 )
 IMAGES = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
 CLASS_IDS = np.array([[0, 2], [1, 1]])
+# What makes a search of minutes one of milliseconds, where the tests run over the registry.
+SMALL = {
+    "rise": {"num_masks": 12, "cells": 3, "chunk_size": 5},
+    "score_cam": {"chunk_size": 4},
+    "extremal_perturbation": {"steps": 3, "grid_step": 2, "sigma": 3.0, "max_blur": 2.0, "levels": 3},
+}
 
 
 @pytest.mark.parametrize("name", attribution.METHODS)
 def test_method_keeps_the_contract(name):
-    method = attribution.build_method(name)
+    method = attribution.build_method(name, **SMALL.get(name, {}))
     rng = jax.random.key(0)
     saliency = method(PREDICTOR, IMAGES, CLASS_IDS, rng=rng)
     assert saliency.shape == (2, 2, SIZE, SIZE)
@@ -51,7 +57,7 @@ def test_method_keeps_the_contract(name):
 
 @pytest.mark.parametrize("name", attribution.METHODS)
 def test_method_works_under_jit(name):
-    method = attribution.build_method(name)
+    method = attribution.build_method(name, **SMALL.get(name, {}))
     rng = jax.random.key(0)
     jitted = jax.jit(lambda images, class_ids: method(PREDICTOR, images, class_ids, rng=rng))
     np.testing.assert_allclose(
@@ -61,7 +67,7 @@ def test_method_works_under_jit(name):
 
 @pytest.mark.parametrize("name", attribution.METHODS)
 def test_batch_equals_singles(name):
-    method = attribution.build_method(name)
+    method = attribution.build_method(name, **SMALL.get(name, {}))
     rng = jax.random.key(0)
     together = method(PREDICTOR, IMAGES, CLASS_IDS, rng=rng)
     singles = [method(PREDICTOR, IMAGES[i : i + 1], CLASS_IDS[i : i + 1], rng=rng) for i in range(2)]

@@ -10,9 +10,14 @@ import functools
 import inspect
 from collections.abc import Callable
 
+from selfexplain_jax.attribution.cam import cam, grad_cam, grad_cam_plus_plus
 from selfexplain_jax.attribution.controls import centre, constant, edges, ground_truth
+from selfexplain_jax.attribution.extremal_perturbation import extremal_perturbation
+from selfexplain_jax.attribution.gradient import gradient, gradient_x_input, integrated_gradients, smooth_grad
 from selfexplain_jax.attribution.inputs import check_inputs
 from selfexplain_jax.attribution.learned import learned
+from selfexplain_jax.attribution.rise import rise, rise_from_masks
+from selfexplain_jax.attribution.score_cam import score_cam
 from selfexplain_jax.types import UserError
 
 METHODS: dict[str, Callable] = {
@@ -20,9 +25,19 @@ METHODS: dict[str, Callable] = {
     "constant": constant,
     "centre": centre,
     "edges": edges,
+    "cam": cam,
+    "grad_cam": grad_cam,
+    "grad_cam_plus_plus": grad_cam_plus_plus,
+    "gradient": gradient,
+    "gradient_x_input": gradient_x_input,
+    "smooth_grad": smooth_grad,
+    "integrated_gradients": integrated_gradients,
+    "score_cam": score_cam,
+    "rise": rise,
+    "extremal_perturbation": extremal_perturbation,
 }
 
-__all__ = ["METHODS", "build_method", "centre", "check_inputs", "constant", "edges", "ground_truth", "learned"]
+__all__ = ["METHODS", "build_method", "check_inputs", "ground_truth", "rise_from_masks", *METHODS]
 
 
 def build_method(name: str, **options) -> Callable:
