@@ -10,9 +10,11 @@ import functools
 import inspect
 from collections.abc import Callable
 
+from selfexplain_jax.attribution.attention import attention_relevance, attention_rollout
 from selfexplain_jax.attribution.cam import cam, grad_cam, grad_cam_plus_plus
 from selfexplain_jax.attribution.controls import centre, constant, edges, ground_truth
 from selfexplain_jax.attribution.gradient import gradient, gradient_x_input, integrated_gradients, smooth_grad
+from selfexplain_jax.attribution.guided import guided_backpropagation
 from selfexplain_jax.attribution.inputs import check_inputs
 from selfexplain_jax.attribution.learned import learned
 from selfexplain_jax.types import UserError
@@ -29,6 +31,9 @@ METHODS: dict[str, Callable] = {
     "gradient_x_input": gradient_x_input,
     "smooth_grad": smooth_grad,
     "integrated_gradients": integrated_gradients,
+    "guided_backpropagation": guided_backpropagation,
+    "attention_rollout": attention_rollout,
+    "attention_relevance": attention_relevance,
 }
 
 __all__ = ["METHODS", "build_method", "check_inputs", "ground_truth", *METHODS]
