@@ -2,6 +2,7 @@
 
 The contract: `fn(predictor, images [B, H, W, 3], class_ids int32 [B, k], *, rng=None, **options)` returns a saliency
 map float32 [B, k, H, W] at image size. Pure JAX; it sees a `Predictor` and never a model class; it chooses no class.
+A NaN that a network gives stays a NaN in the map. `build_predictor` makes a predictor of anybody's functions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from selfexplain_jax.attribution.gradient import gradient, gradient_x_input, int
 from selfexplain_jax.attribution.guided import guided_backpropagation
 from selfexplain_jax.attribution.inputs import check_inputs
 from selfexplain_jax.attribution.learned import learned
+from selfexplain_jax.attribution.predictor import build_predictor
 from selfexplain_jax.types import UserError
 
 METHODS: dict[str, Callable] = {
@@ -36,7 +38,7 @@ METHODS: dict[str, Callable] = {
     "attention_relevance": attention_relevance,
 }
 
-__all__ = ["METHODS", "build_method", "check_inputs", "ground_truth", *METHODS]
+__all__ = ["METHODS", "build_method", "build_predictor", "check_inputs", "ground_truth", *METHODS]
 
 
 def build_method(name: str, **options) -> Callable:
