@@ -213,7 +213,8 @@ def integrated_gradients(
       baseline: b: a number, or [3], [H, W, 3] or [B, H, W, 3], normalised; 0 is the mean colour.
       steps: points of the quadrature, 2 or more for the trapezoid.
       quadrature: "gauss_legendre" (Gauss-Legendre nodes on 0..1), "right" (a = i / steps, i from 1: the paper's
-        equation 3), "middle" (a = (i + .5) / steps, i from 0) or "trapezoid" (both ends, half weight there).
+        equation 3), "middle" (a = (i + .5) / steps, i from 0) or "trapezoid" (both ends, half weight there;
+        unlike captum's, whose total is (steps - 1) / steps of it, complete).
       channels: one of CHANNELS.
       chunk_size: points of each image in memory at once.
 

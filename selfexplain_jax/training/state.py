@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -106,21 +107,57 @@ def apply_masks(model, variables: dict, images: jax.Array, class_ids: jax.Array)
     return masking.class_masks(logit_maps, class_ids, images.shape[1])
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply_layer(model, name: str, variables: dict, images: jax.Array) -> jax.Array:
+    """Features [B, h, w, K] of the layer of that name."""
+    return model.apply(variables, images, train=False)[1][name]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply_from_layer(model, name: str, variables: dict, features: jax.Array, images: jax.Array) -> jax.Array:
+    """Class scores [B, C] where the layer of that name has these features; of the images only what goes around it."""
+    return model.apply(variables, images, train=False, given={name: features})[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_attention(model, variables: dict, images: jax.Array, offsets: jax.Array | None = None):
+    """Class scores [B, C] and attention [L, B, heads, N, N], to which the offsets are added."""
+    return model.apply(variables, images, offsets, method="attend")
+
+
+@dataclasses.dataclass(frozen=True)
+class Applied:
+    """function(*leading, ...), equal to another where both parts are: predictors of one network share compiled code."""
+
+    function: Callable
+    leading: tuple
+
+    def __call__(self, *arguments):
+        return self.function(*self.leading, *arguments)
+
+
 def make_predictor(config, info: DatasetInfo, model, state: TrainState) -> Predictor:
     """The network as pure functions, with averaged parameters if `config.passes.evaluate_ema`.
 
-    It has masks if the method is "self_explainer", and features and a head if the network is a classifier that has
-    them in the plane of the image.
+    It has masks if the method is "self_explainer", features and a head if the network is a classifier that has them in
+    the plane of the image, its named layers (the deepest first), and attention if it is a transformer. The variables
+    are arguments of what is compiled, not constants in it: a predictor of other variables compiles nothing anew.
     """
     params = state.ema_params if config.passes.evaluate_ema else state.params
     variables = variables_of(params, state.batch_stats)
     spatial = getattr(model, "has_spatial_features", False)
+
+    def bind(function, *leading):
+        return jax.tree_util.Partial(Applied(function, (model, *leading)), variables)
+
     return Predictor(
-        scores=functools.partial(apply_scores, model, variables),
+        scores=bind(apply_scores),
         probabilities=jax.nn.softmax if config.model.link == "softmax" else jax.nn.sigmoid,
         class_names=info.class_names,
         image_size=info.image_size,
-        features=functools.partial(apply_features, model, variables) if spatial else None,
-        head=functools.partial(apply_head, model, variables) if spatial else None,
-        masks=functools.partial(apply_masks, model, variables) if config.method == "self_explainer" else None,
+        features=bind(apply_features) if spatial else None,
+        head=bind(apply_head) if spatial else None,
+        masks=bind(apply_masks) if config.method == "self_explainer" else None,
+        layers={name: (bind(apply_layer, name), bind(apply_from_layer, name)) for name in getattr(model, "layers", ())},
+        attention=bind(apply_attention) if getattr(model, "has_attention", False) else None,
     )
