@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import optax
 
 from selfexplain_jax.models import masking
 from selfexplain_jax.models.pretrained import load_pretrained
-from selfexplain_jax.types import DatasetInfo, Predictor
+from selfexplain_jax.types import DatasetInfo, Predictor, UserError
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -48,6 +49,12 @@ def create_state(config, model, optimizer: optax.GradientTransformation, rng: ja
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params),
     )
+
+
+def abstract_state(config, model, optimizer: optax.GradientTransformation, sharding) -> TrainState:
+    """Shapes, types and sharding of the state; nothing is computed."""
+    shapes = jax.eval_shape(functools.partial(create_state, config, model, optimizer), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 def initial_state(config, create: Callable[[jax.Array], TrainState], abstract: TrainState) -> TrainState:
@@ -106,14 +113,38 @@ def apply_masks(model, variables: dict, images: jax.Array, class_ids: jax.Array)
     return masking.class_masks(logit_maps, class_ids, images.shape[1])
 
 
-def make_predictor(config, info: DatasetInfo, model, state: TrainState) -> Predictor:
+def evaluated_variables(config, state: TrainState) -> dict:
+    """The variables to evaluate with: averaged parameters if `config.passes.evaluate_ema`."""
+    return variables_of(state.ema_params if config.passes.evaluate_ema else state.params, state.batch_stats)
+
+
+def make_predictor(
+    config, info: DatasetInfo, model, state: TrainState, classifier: Predictor | None = None
+) -> Predictor:
     """The network as pure functions, with averaged parameters if `config.passes.evaluate_ema`.
 
-    It has masks if the method is "self_explainer", and features and a head if the network is a classifier that has
-    them in the plane of the image.
+    A "self_explainer" has masks; an "explainer" has the masks of its own network and everything else of `classifier`.
+
+    Args:
+      config: the whole configuration.
+      info: the dataset's.
+      model, state: the network that was trained.
+      classifier: the frozen one of an "explainer" (`loop.TrainResult.classifier`).
+
+    Raises:
+      UserError: an "explainer" without its classifier.
     """
-    params = state.ema_params if config.passes.evaluate_ema else state.params
-    variables = variables_of(params, state.batch_stats)
+    variables = evaluated_variables(config, state)
+    masks = functools.partial(apply_masks, model, variables) if config.method != "classifier" else None
+    if config.method != "explainer":
+        return network_predictor(config, info, model, variables, masks)
+    if classifier is None:
+        raise UserError("An Explainer's predictor needs its classifier: hand over TrainResult.classifier.")
+    return dataclasses.replace(classifier, masks=masks)
+
+
+def network_predictor(config, info: DatasetInfo, model, variables: dict, masks: Callable | None = None) -> Predictor:
+    """A network and its variables as pure functions; features and head if they lie in the plane of the image."""
     spatial = getattr(model, "has_spatial_features", False)
     return Predictor(
         scores=functools.partial(apply_scores, model, variables),
@@ -122,5 +153,5 @@ def make_predictor(config, info: DatasetInfo, model, state: TrainState) -> Predi
         image_size=info.image_size,
         features=functools.partial(apply_features, model, variables) if spatial else None,
         head=functools.partial(apply_head, model, variables) if spatial else None,
-        masks=functools.partial(apply_masks, model, variables) if config.method == "self_explainer" else None,
+        masks=masks,
     )
