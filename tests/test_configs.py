@@ -71,7 +71,7 @@ def traced():
 
 def costly(spec):
     """Marks the variants of an ablation and large networks as slow: 2 to 20 s each; the others are always traced."""
-    small = any(spec.startswith(f"configs/{name}") for name in ("synthetic", "mnist", "cifar10", "folder"))
+    small = any(spec.startswith(f"configs/{name}") for name in ("synthetic", "mnist", "folder"))
     return pytest.param(spec, marks=pytest.mark.slow) if "_ablation.py:" in spec or not small else spec
 
 

@@ -230,9 +230,9 @@ def test_predictor_has_the_classifiers_scores_and_the_networks_masks(uninterrupt
     predictor = make_predictor(config, info, result.model, result.state, result.classifier)
     empty = jnp.zeros((1, SIZE, SIZE, 3))
     np.testing.assert_array_equal(predictor.scores(empty), scores_of(classifier_run))
-    metrics = evaluate.evaluate(predictor, result.dataset, config, pictures_dir=tmp_path)
+    metrics = evaluate.evaluate(predictor, result.dataset, config)
     assert {"accuracy", "object_accuracy", "iou", "pointing_game", "swap_owner_rate"} <= set(metrics)
-    assert metrics["counts"]["examples"] == 8 and (tmp_path / "pictures.png").exists()
+    assert metrics["counts"]["examples"] == 8
     masks = attribution.learned(predictor, empty, np.asarray([[3, 0]]))
     assert masks.shape == (1, 2, SIZE, SIZE)
     Image.fromarray(np.full((40, 50, 3), 100, np.uint8)).save(tmp_path / "photo.png")
