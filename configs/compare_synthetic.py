@@ -21,7 +21,6 @@ def get_config(variant="single"):
     config = base_config()
     config.data.name = "synthetic"
     suffix = "" if variant == "single" else "_multi"
-    own, plain = ("object", "classifier") if variant == "single" else ("multi", "multi_classifier")
     if variant == "multi":
         config.data.options = {"min_objects": 1, "max_objects": 3}
     config.evaluation.batch_size = 25
@@ -30,8 +29,8 @@ def get_config(variant="single"):
     comparison = config.comparison
     comparison.classes_per_image = 1 if variant == "single" else 3
     comparison.models = {
-        "self_explainer": {"config": f"configs/synthetic.py:{own}", "workdir": f"runs/synthetic{suffix}"},
-        "classifier": {"config": f"configs/synthetic.py:{plain}", "workdir": f"runs/synthetic{suffix}_classifier"},
+        "self_explainer": f"runs/synthetic{suffix}",
+        "classifier": f"runs/synthetic{suffix}_classifier",
     }
     post_hoc = {
         "grad_cam": {},

@@ -1,15 +1,35 @@
-"""Self-Explainer on the synthetic set: 64 px, eight classes, trained from image labels alone.
+"""Self-Explainer, and the Explainer of a plain classifier, on the synthetic set: 64 px, eight classes, image labels.
 
 Method:   U-Net whose masks classify; object, background and evaluator passes (docs/theory.md has the reasons).
 Hardware: two CPU cores.
 Command:  python -m selfexplain_jax.main --config=configs/synthetic.py --workdir=runs/synthetic
 Variants: configs/synthetic.py:NAME with NAME one of VARIANTS. Measured scores and times: docs/results.md.
+
+The Explainer (Stalder et al. 2022) takes two commands; `real_time_saliency` (Dabkowski & Gal 2017) in the place of
+`explainer` is the same network with another loss:
+  python -m selfexplain_jax.main --config=configs/synthetic.py:classifier --workdir=runs/synthetic_classifier
+  python -m selfexplain_jax.main --config=configs/synthetic.py:explainer --workdir=runs/synthetic_explainer
 """
 
-from selfexplain_jax.config import base_config, self_explainer_recipe
+from selfexplain_jax.config import (
+    base_config,
+    explainer_recipe,
+    real_time_saliency_recipe,
+    self_explainer_recipe,
+)
 from selfexplain_jax.types import UserError
 
-VARIANTS = ("object", "texture", "shape", "multi", "confounded", "confounded_classifier", "classifier")
+VARIANTS = (
+    "object",
+    "texture",
+    "shape",
+    "multi",
+    "confounded",
+    "confounded_classifier",
+    "classifier",
+    "explainer",
+    "real_time_saliency",
+)
 
 
 def get_config(variant="object"):
@@ -51,4 +71,15 @@ def get_config(variant="object"):
         config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
     if variant == "classifier":
         config.method = "classifier"
+    if variant in ("explainer", "real_time_saliency"):
+        config.explainer.classifier = "runs/synthetic_classifier"
+        config.explainer.classifier_config = "configs/synthetic.py:classifier"
+        if variant == "explainer":
+            # Weights as in the paper's VOC runs; objects cover 15 % of these images.
+            explainer_recipe(config, entropy=3.0, variation=1.0, bounds=1.0, target_area=0.1, non_target_area=0.3)
+        else:
+            real_time_saliency_recipe(config)
+        # A small network on small images takes a higher rate than a pretrained one.
+        config.train.batch_size, config.train.learning_rate = 32, 2e-3
+        config.train.steps = 1500
     return config

@@ -21,13 +21,13 @@ import numpy as np
 
 from selfexplain_jax import evaluate, maps
 from selfexplain_jax.attribution import METHODS, build_method
-from selfexplain_jax.config import load_config
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.metrics import add, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure
 from selfexplain_jax.pictures import overlay, save_grid
 from selfexplain_jax.training import loop
+from selfexplain_jax.training.checkpoint import saved_config
 from selfexplain_jax.training.state import make_predictor
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
 
@@ -81,7 +81,7 @@ def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[
       UserError: an unknown name or option, or a model that does not fit the data set.
     """
     settings = config.comparison
-    models = {name: open_model(name, options, config, info) for name, options in settings.models.items()}
+    models = {name: open_model(name, folder, config, info) for name, folder in settings.models.items()}
     if not models or not settings.methods:
         raise UserError(
             "config.comparison needs models and methods; see configs/compare_synthetic.py for one that has."
@@ -109,22 +109,25 @@ def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[
     return columns
 
 
-def open_model(
-    name: str, options: Mapping[str, str], config: ml_collections.ConfigDict, info: DatasetInfo
-) -> Predictor:
-    """Returns the predictor of a trained run: {"config": a config file, "workdir": the folder of its run}.
+def open_model(name: str, workdir: str, config: ml_collections.ConfigDict, info: DatasetInfo) -> Predictor:
+    """Returns the predictor of a trained run; its checkpoint knows its config.
+
+    Args:
+      name: of the model in the comparison, for messages.
+      workdir: the folder of the run.
+      config: the comparison's.
+      info: the data set's.
 
     Raises:
       UserError: no such run, or it was trained for other classes, another size or another normalisation.
     """
-    if set(options) != {"config", "workdir"}:
-        raise UserError(
-            f"config.comparison.models.{name} needs config and workdir; it has {', '.join(options) or '-'}."
-        )
-    settings = load_config(options["config"])
+    try:
+        settings = saved_config(workdir)
+    except UserError as error:
+        raise UserError(f"config.comparison.models.{name}: {error} Train it first, or name its folder.") from error
     settings.data.data_dir = config.data.data_dir
-    result = loop.restore(settings, options["workdir"])
-    predictor = make_predictor(settings, result.dataset.info, result.model, result.state)
+    result = loop.restore(settings, workdir)
+    predictor = make_predictor(settings, result.dataset.info, result.model, result.state, result.classifier)
     if tuple(predictor.class_names) != tuple(info.class_names) or predictor.image_size != info.image_size:
         raise UserError(
             f"Model {name!r} knows {predictor.num_classes} classes at {predictor.image_size} px, but data set "

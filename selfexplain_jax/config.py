@@ -18,7 +18,7 @@ def base_config() -> ml_collections.ConfigDict:
     """Returns the locked default configuration: assigning a key that is not here raises and names the nearest one."""
     config = ml_collections.ConfigDict()
     # "self_explainer": one network whose masks are its classifier. "classifier": the same loop for any network and its
-    # scores alone.
+    # scores alone. "explainer": a network whose masks explain a frozen classifier (config.explainer).
     config.method = "self_explainer"
     # Every random number of a run comes from this one.
     config.seed = 0
@@ -119,6 +119,12 @@ def base_config() -> ml_collections.ConfigDict:
     # Evaluate and explain with the averaged parameters.
     passes.evaluate_ema = False
 
+    config.explainer = explainer = ml_collections.ConfigDict()
+    # The frozen classifier: the --workdir of a run with config.method = "classifier".
+    explainer.classifier = ""
+    # The experiment that makes it, which the message names where it is missing.
+    explainer.classifier_config = ""
+
     # {term: {"weight": w, "start": step, "ramp": steps, ...options of the term}}; absent = off.
     config.objective = config_dict.ConfigDict({"classification": {"weight": 1.0}})
     config.objective.unlock()
@@ -161,7 +167,7 @@ def base_config() -> ml_collections.ConfigDict:
 
     # --mode=evaluate with methods here compares them, see selfexplain_jax/compare.py.
     config.comparison = comparison = ml_collections.ConfigDict()
-    # {name: {"config": a config file, "workdir": the folder of its run}}
+    # {name: the --workdir of a trained run}
     comparison.models = config_dict.ConfigDict({})
     # {label: {"model": a name above, "method": a name in attribution.METHODS or "ground_truth", "options": {...},
     # "scaling": "as_is" or "min_max"}}; what is left out: the first model, the label, none, what suits the method.
@@ -213,6 +219,142 @@ def self_explainer_recipe(config: ml_collections.ConfigDict) -> ml_collections.C
         # Cells of one colour on one side of the outline, once the passes have said which side is the object.
         "affinity": {"weight": 10.0, "start": 600, "ramp": 600},
     }
+    return config
+
+
+def explainer_recipe(
+    config: ml_collections.ConfigDict,
+    *,
+    entropy: float,
+    variation: float,
+    bounds: float,
+    target_area: float,
+    non_target_area: float,
+) -> ml_collections.ConfigDict:
+    """Sets method, objective and optimizer of the Explainer (Stalder et al. 2022, section 3), in place.
+
+    Args:
+      config: `config.model.mask_stride` is read: call this behind the choice of the network.
+      entropy: of the classifier's answer to the background, the paper's lambda_E.
+      variation: total variation of target and non-target mask, lambda_TV, as a weight for masks of the image's size.
+      bounds: area bounds of the present classes' masks, 5 to 30 % of the image, lambda_B.
+      target_area, non_target_area: mean of target and non-target mask, lambda_m and lambda_n.
+
+    Returns:
+      The config.
+    """
+    config.method = "explainer"
+    config.passes.infills = ("zero",)
+    config.objective = {
+        "object": {"weight": 1.0},
+        "background": {"weight": entropy, "form": "mean_entropy"},
+        # Over cells of s pixels a mask varies s times as much per step as over pixels.
+        "smoothness": {"weight": variation / config.model.mask_stride},
+        "area_bounds": {"weight": bounds, "lower": 0.05, "upper": 0.3},
+        "area_target": {"weight": target_area},
+        "area_non_target": {"weight": non_target_area},
+    }
+    _as_published(config.train)
+    return config
+
+
+def real_time_saliency_recipe(config: ml_collections.ConfigDict, area: float = 1.0) -> ml_collections.ConfigDict:
+    """Sets method, objective and optimizer of real-time saliency (Dabkowski & Gal 2017), in place.
+
+    The masks of all classes come from one pass of the network, in the place of the paper's class selector.
+
+    Args:
+      config: `config.model.mask_stride` is read: call this behind the choice of the network.
+      area: weight of the mask's mean, lambda_2. The paper has .001 for its ImageNet network; 1 is what Stalder et al.
+        2022 arrived at when they trained this loss on VOC and COCO.
+
+    Returns:
+      The config.
+    """
+    config.method = "explainer"
+    # The alternative image: a blur, or one random colour with noise.
+    config.passes.infills = ("blur", "color_noise")
+    config.objective = {
+        "object": {"weight": 1.0, "target": "present"},
+        "background": {"weight": 5.0, "form": "probability", "power": 0.3},
+        # Squares of differences: s^2 times as large over cells of s pixels.
+        "squared_smoothness": {"weight": 10.0 / config.model.mask_stride**2},
+        "area_target": {"weight": area},
+    }
+    _as_published(config.train)
+    return config
+
+
+def _as_published(train: ml_collections.ConfigDict) -> None:
+    """Adam at a constant rate, unclipped, batch 16."""
+    train.optimizer = "adam"
+    train.schedule = "constant"
+    train.warmup_steps = 0
+    train.clip_norm = 0.0
+    train.batch_size = 16
+
+
+def photo_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Sets network (a pretrained EfficientNet-Lite0), crops and schedule for photographs, in place; returns the config.
+
+    Call it behind `self_explainer_recipe`, whose dates it brings forward.
+    """
+    config.data.image_size = 224
+    config.data.crop_area = (0.4, 1.0)
+    config.data.flip = True
+    config.data.color_jitter = (0.2, 0.2, 0.2, 0.02)
+    config.model.name = "encoder_unet"
+    config.model.encoder = "efficientnet_lite0"
+    config.model.pretrained = "imagenet"
+    # A batch of 16 is too few for batch statistics of its own.
+    config.model.frozen_norm = True
+    config.model.mask_stride = 4
+    config.train.backbone_rate = 0.1
+    config.train.batch_size = 16
+    config.train.learning_rate = 2e-3
+    config.train.steps = 600
+    config.train.warmup_steps = 20
+    config.train.checkpoint_every = 100
+    # A pretrained encoder knows the classes after a few steps: everything comes early.
+    config.model.temperature_steps = 300
+    for name in ("classification", "object", "background", "evaluator", "area_target", "area_non_target", "smoothness"):
+        config.objective[name].start = 50
+    for name in ("classification", "object", "background", "evaluator"):
+        config.objective[name].ramp = 50
+    config.objective.affinity.start, config.objective.affinity.ramp = 100, 100
+    return config
+
+
+def classifier_recipe(config: ml_collections.ConfigDict, network: str = "") -> ml_collections.ConfigDict:
+    """Turns an experiment of photographs into its plain classifier, in place; returns the config.
+
+    Args:
+      config: the experiment.
+      network: a name in `models.backbones.BACKBONES`; "" is the encoder of the experiment.
+    """
+    config.method = "classifier"
+    config.model.name = network or config.model.encoder
+    config.objective = {"classification": {"weight": 1.0}}
+    return config
+
+
+def published_classifier_recipe(config: ml_collections.ConfigDict, network: str) -> ml_collections.ConfigDict:
+    """Turns an experiment of photographs into a classifier as Stalder et al. 2022 explain it, in place; returns it.
+
+    ImageNet weights, trained further in all layers on photos squeezed to the square, without augmentation.
+
+    Args:
+      config: the experiment.
+      network: "vgg16" or "resnet50".
+    """
+    config.data.crop_area = ()
+    config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)
+    config.data.flip = False
+    # Of ImageNet's colours, so that 0 is the mean colour for the Explainer's network too.
+    config.data.mean, config.data.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    classifier_recipe(config, network)
+    _as_published(config.train)
+    config.train.learning_rate, config.train.backbone_rate = 1e-5, 1.0
     return config
 
 

@@ -106,7 +106,7 @@ def dispatch(values: flags.FlagValues) -> None:
 def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: loop.TrainResult) -> None:
     """Evaluates a trained network, writes WORKDIR/results.json and pictures, and says where they are."""
     folder = pathlib.Path(workdir).expanduser()
-    predictor = make_predictor(config, result.dataset.info, result.model, result.state)
+    predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     first = jax.process_index() == 0
     metrics = evaluate.evaluate(predictor, result.dataset, config, pictures_dir=folder / "pictures" if first else None)
     if first:
@@ -134,7 +134,7 @@ def explain_photos(
     classes: Sequence[str] = (),
 ) -> None:
     """Explains photos with a trained network; writes WORKDIR/explained and says so."""
-    predictor = make_predictor(config, result.dataset.info, result.model, result.state)
+    predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     output_dir = pathlib.Path(workdir).expanduser() / "explained"
     explain.explain_folder(predictor, config, images=images, output_dir=output_dir, classes=classes)
     print(f"Explanations: {output_dir}")

@@ -21,11 +21,14 @@ def settings(**methods):
     config = base_config()
     config.data.image_size, config.data.options = SIZE, {"num_classes": 3, "max_objects": 2}
     config.evaluation.batch_size, config.evaluation.max_examples = 4, 10
-    config.comparison.models = {"colours": {"config": "none.py", "workdir": "none"}}
+    config.comparison.models = {"colours": "no/folder"}
     config.comparison.methods = methods
     config.comparison.metrics = {"segmentation": {}, "pointing_game": {}}
     config.comparison.figure_images = 2
     return config
+
+
+OPEN_MODEL = compare.open_model
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +146,12 @@ def test_bad_comparisons_are_refused(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         compare.compare(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_was_not_trained_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "open_model", OPEN_MODEL)
+    with pytest.raises(UserError, match="models.colours: no/folder holds no checkpoints. Train it first"):
+        compare.compare(settings(constant={}), tmp_path)
 
 
 def test_present_classes_come_first():

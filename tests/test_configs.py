@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from selfexplain_jax.compile import abstract_batch, abstract_state
+from selfexplain_jax.compile import abstract_batch, abstract_frozen, abstract_state
 from selfexplain_jax.config import base_config, load_config
-from selfexplain_jax.training import loop
+from selfexplain_jax.training import frozen, loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.passes import explanations_start
 from selfexplain_jax.types import UserError
@@ -70,25 +70,50 @@ def traced():
 
 
 def costly(spec):
-    """Marks the many variants of an ablation as slow; its default, and all other experiments, are always traced."""
-    return pytest.param(spec, marks=pytest.mark.slow) if "_ablation.py:" in spec else spec
+    """Marks the variants of an ablation and large networks as slow: 2 to 20 s each; the others are always traced."""
+    small = any(spec.startswith(f"configs/{name}") for name in ("synthetic", "mnist", "folder"))
+    return pytest.param(spec, marks=pytest.mark.slow) if "_ablation.py:" in spec or not small else spec
+
+
+def build(config):
+    """The experiment; an Explainer's classifier is that of its `classifier_config`, without weights."""
+    if config.method != "explainer":
+        return loop.build(config)
+    return loop.build(config, frozen.from_config(load(config.explainer.classifier_config)))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_parts_fit_together(spec):
+    experiment = build(load(spec))
+    assert (experiment.classifier is not None) == (experiment.config.method == "explainer")
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if load(spec).method == "explainer"])
+def test_explainers_say_which_command_makes_their_classifier(spec):
+    config = load(spec)
+    with pytest.raises(UserError, match="no trained classifier") as error:
+        loop.build(config)
+    command = f"--config={config.explainer.classifier_config} --workdir={config.explainer.classifier}"
+    assert command in str(error.value)
+    assert load(config.explainer.classifier_config).method == "classifier"
 
 
 @pytest.mark.parametrize("spec", [costly(spec) for spec in SPECS])
 def test_real_step_can_be_traced_with_the_true_shapes(spec, traced):
     config = load(spec)
-    experiment, mesh = loop.build(config), mesh_lib.make_mesh()
-    step = (experiment.model, config.passes, config.objective, config.train, config.data.image_size)
+    experiment, mesh = build(config), mesh_lib.make_mesh()
+    step = (config.method, experiment.model, config.passes, config.objective, config.train, config.data.image_size)
     if step in traced:
         return
     traced.append(step)
     state = abstract_state(experiment, mesh)
     batch = abstract_batch(config, experiment.dataset.info.num_classes, mesh)
+    arguments = (state, batch, *abstract_frozen(experiment, mesh))
     before = explanations_start(config) > 0
     after = explanations_start(config) < config.train.steps
     assert before or after
     for explain in [False] * before + [True] * after:
-        new_state, logs = jax.eval_shape(loop.make_step(experiment, mesh, explain), state, batch)
+        new_state, logs = jax.eval_shape(loop.make_step(experiment, mesh, explain), *arguments)
         described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
         assert described(new_state) == described(state)
         assert {"loss", "accuracy", "gradient_norm"} <= set(logs)

@@ -15,7 +15,7 @@ import optax
 
 from selfexplain_jax.models import masking
 from selfexplain_jax.models.pretrained import load_pretrained
-from selfexplain_jax.types import DatasetInfo, Predictor
+from selfexplain_jax.types import DatasetInfo, Predictor, UserError
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -49,6 +49,12 @@ def create_state(config, model, optimizer: optax.GradientTransformation, rng: ja
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params),
     )
+
+
+def abstract_state(config, model, optimizer: optax.GradientTransformation, sharding) -> TrainState:
+    """Shapes, types and sharding of the state; nothing is computed."""
+    shapes = jax.eval_shape(functools.partial(create_state, config, model, optimizer), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 def initial_state(config, create: Callable[[jax.Array], TrainState], abstract: TrainState) -> TrainState:
@@ -136,28 +142,61 @@ class Applied:
         return self.function(*self.leading, *arguments)
 
 
-def make_predictor(config, info: DatasetInfo, model, state: TrainState) -> Predictor:
+def bind(function: Callable, model, variables: dict, *leading) -> Callable:
+    """function(model, *leading, variables, ...); the variables are arguments of what is compiled, not constants in it.
+
+    A predictor of other variables therefore compiles nothing anew.
+    """
+    return jax.tree_util.Partial(Applied(function, (model, *leading)), variables)
+
+
+def evaluated_variables(config, state: TrainState) -> dict:
+    """The variables to evaluate with: averaged parameters if `config.passes.evaluate_ema`."""
+    return variables_of(state.ema_params if config.passes.evaluate_ema else state.params, state.batch_stats)
+
+
+def make_predictor(
+    config, info: DatasetInfo, model, state: TrainState, classifier: Predictor | None = None
+) -> Predictor:
     """The network as pure functions, with averaged parameters if `config.passes.evaluate_ema`.
 
-    It has masks if the method is "self_explainer", features and a head if the network is a classifier that has them in
-    the plane of the image, its named layers (the deepest first), and attention if it is a transformer. The variables
-    are arguments of what is compiled, not constants in it: a predictor of other variables compiles nothing anew.
+    A "self_explainer" has masks; an "explainer" has the masks of its own network and everything else of `classifier`.
+
+    Args:
+      config: the whole configuration.
+      info: the dataset's.
+      model, state: the network that was trained.
+      classifier: the frozen one of an "explainer" (`loop.TrainResult.classifier`).
+
+    Raises:
+      UserError: an "explainer" without its classifier.
     """
-    params = state.ema_params if config.passes.evaluate_ema else state.params
-    variables = variables_of(params, state.batch_stats)
+    variables = evaluated_variables(config, state)
+    masks = bind(apply_masks, model, variables) if config.method != "classifier" else None
+    if config.method != "explainer":
+        return network_predictor(config, info, model, variables, masks)
+    if classifier is None:
+        raise UserError("An Explainer's predictor needs its classifier: hand over TrainResult.classifier.")
+    return dataclasses.replace(classifier, masks=masks)
+
+
+def network_predictor(config, info: DatasetInfo, model, variables: dict, masks: Callable | None = None) -> Predictor:
+    """A network and its variables as pure functions; features and head if they lie in the plane of the image."""
     spatial = getattr(model, "has_spatial_features", False)
 
-    def bind(function, *leading):
-        return jax.tree_util.Partial(Applied(function, (model, *leading)), variables)
+    def bound(function, *leading):
+        return bind(function, model, variables, *leading)
 
     return Predictor(
-        scores=bind(apply_scores),
+        scores=bound(apply_scores),
         probabilities=jax.nn.softmax if config.model.link == "softmax" else jax.nn.sigmoid,
         class_names=info.class_names,
         image_size=info.image_size,
-        features=bind(apply_features) if spatial else None,
-        head=bind(apply_head) if spatial else None,
-        masks=bind(apply_masks) if config.method == "self_explainer" else None,
-        layers={name: (bind(apply_layer, name), bind(apply_from_layer, name)) for name in getattr(model, "layers", ())},
-        attention=bind(apply_attention) if getattr(model, "has_attention", False) else None,
+        features=bound(apply_features) if spatial else None,
+        head=bound(apply_head) if spatial else None,
+        masks=masks,
+        layers={
+            name: (bound(apply_layer, name), bound(apply_from_layer, name)) for name in getattr(model, "layers", ())
+        },
+        attention=bound(apply_attention) if getattr(model, "has_attention", False) else None,
     )
