@@ -27,6 +27,7 @@ VARIANTS = (
     "confounded",
     "confounded_classifier",
     "classifier",
+    "multi_classifier",
     "explainer",
     "real_time_saliency",
 )
@@ -52,7 +53,7 @@ def get_config(variant="object"):
         config.model.initial_temperature, config.model.temperature_steps = 1.0, 2800
         for name in set(config.objective) - {"ranking"}:
             config.objective[name].start += 1200
-    if variant == "multi":
+    if variant.startswith("multi"):
         config.data.options = {"min_objects": 1, "max_objects": 3}
         # One present class at a time in the object pass, so that each class has a mask of its own.
         config.passes.classes_per_image = 1
@@ -67,9 +68,9 @@ def get_config(variant="object"):
         # In nine of ten training images the background is that of the label; in the test images never.
         config.data.options = {"confounding": 0.9}
     if variant.endswith("classifier"):
-        # The scores of the image alone. confounded_classifier keeps its masks, to be measured; classifier has none.
+        # The scores of the image alone. confounded_classifier keeps its masks, to be measured; the others have none.
         config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
-    if variant == "classifier":
+    if variant in ("classifier", "multi_classifier"):
         config.method = "classifier"
     if variant in ("explainer", "real_time_saliency"):
         config.explainer.classifier = "runs/synthetic_classifier"
