@@ -67,6 +67,17 @@ def get_config(variant="object"):
     if variant.startswith("confounded"):
         # In nine of ten training images the background is that of the label; in the test images never.
         config.data.options = {"confounding": 0.9}
+    if variant == "confounded":
+        # Labels cannot tell which of the two is the object. A prior can: the border is background.
+        config.objective.border = {"weight": 2.0}
+        # With tight masks, early, the object pass shows objects on backgrounds of other classes; there the network itself
+        # must learn, so its weights are live, and the image pass, which the background still answers, weighs less.
+        config.passes.weights = "live"
+        config.passes.infills = ("other_image", "color_noise")
+        config.objective.area_target.weight = 0.6
+        config.objective.affinity.weight, config.objective.affinity.start = 20.0, 500
+        config.objective.object.weight = 4.0
+        config.objective.classification.weight = config.objective.ranking.weight = 0.5
     if variant.endswith("classifier"):
         # The scores of the image alone. confounded_classifier keeps its masks, to be measured; the others have none.
         config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
