@@ -45,8 +45,8 @@ def get_config(variant="object"):
     if variant == "shape":
         # The outline alone names it; textures say nothing.
         config.data.options = {"label": "shape"}
-        # An outline is read from a distance: a third level, a slower rate, and a start of its own, since the scores stay
-        # at chance for some 700 steps. A pool further from the mean gets them off it.
+        # An outline is read from a distance: a third level, a slower rate, and a start of its own, since the scores
+        # stay at chance for some 700 steps. A pool further from the mean gets them off it.
         config.model.widths = (48, 64, 96)
         config.train.learning_rate = 1.5e-3
         config.train.steps = 4000
@@ -70,8 +70,8 @@ def get_config(variant="object"):
     if variant == "confounded":
         # Labels cannot tell which of the two is the object. A prior can: the border is background.
         config.objective.border = {"weight": 2.0}
-        # With tight masks, early, the object pass shows objects on backgrounds of other classes; there the network itself
-        # must learn, so its weights are live, and the image pass, which the background still answers, weighs less.
+        # With tight masks, early, the object pass shows objects on backgrounds of other classes; there the network
+        # itself must learn, so its weights are live, and the image pass, which the background answers, weighs less.
         config.passes.weights = "live"
         config.passes.infills = ("other_image", "color_noise")
         config.objective.area_target.weight = 0.6
