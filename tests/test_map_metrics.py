@@ -141,6 +141,9 @@ def test_options_are_handed_on_and_unknown_ones_refused():
 def test_scaling():
     maps = jnp.asarray([[[1.0, 3.0], [2.0, 1.0]], [[5.0, 5.0], [5.0, 5.0]]])
     np.testing.assert_allclose(min_max(maps), [[[0, 1], [0.5, 0]], [[0, 0], [0, 0]]])
+    # Division alone can leave the largest value at 1 - 6e-8.
+    noise = np.random.default_rng(0).normal(size=(200, 5, 5)).astype(np.float32)
+    assert (np.asarray(min_max(noise)).max(axis=(1, 2)) == 1).all()
     unit = seen(np.clip(SALIENCY, 0, 1), scaling="as_is")
     np.testing.assert_array_equal(unit.masks[:2], np.clip(SALIENCY, 0, 1)[:2])
 

@@ -140,7 +140,9 @@ def explained(
 def min_max(maps: jax.Array) -> jax.Array:
     """Returns (s - min s) / (max s - min s) of each map [..., H, W], in [0, 1]; 0 for a map that is flat."""
     low, high = maps.min(axis=(-2, -1), keepdims=True), maps.max(axis=(-2, -1), keepdims=True)
-    return jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
+    scaled = jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
+    # XLA's division may miss 1 by a rounding, and thresholds look at the largest value.
+    return jnp.where((maps == high) & (high > low), 1, scaled)
 
 
 def pad_boxes(boxes: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> PixelBoxes:
