@@ -48,9 +48,11 @@ BOXES = pad_boxes(
     ]
 )
 
+PHOTO_SIZES = np.array([[24, 36], [12, 12], [1, 1]])
+
 
 def seen(saliency=SALIENCY, **options) -> Explained:
-    options = {"scaling": "min_max", "boxes": BOXES} | options
+    options = {"scaling": "min_max", "boxes": BOXES, "photo_sizes": PHOTO_SIZES} | options
     return explained(PREDICTOR, BATCH, CLASS_IDS, saliency, **options)
 
 
@@ -60,7 +62,9 @@ def row_alone(row: int) -> Explained:
     saliency = np.where(alone[:, None, None, None], SALIENCY, np.nan)
     batch = {name: array[rows] for name, array in BATCH.items()}
     boxes = type(BOXES)(*(array[rows] for array in BOXES))
-    return explained(PREDICTOR, batch, CLASS_IDS[rows], saliency, scaling="min_max", boxes=boxes)
+    return explained(
+        PREDICTOR, batch, CLASS_IDS[rows], saliency, scaling="min_max", boxes=boxes, photo_sizes=PHOTO_SIZES[rows]
+    )
 
 
 @pytest.mark.parametrize("name", MAP_METRICS)
@@ -121,6 +125,26 @@ def test_a_class_whose_boxes_are_all_difficult_is_not_counted():
     np.testing.assert_array_equal(hits, [1, 0, 0])
 
 
+@pytest.mark.parametrize("regions", ["boxes", "mask"])
+def test_pointing_in_photos_looks_at_their_own_pixels(regions):
+    # Image 0 is a photo of 24 x 36, its object rows 4 to 11 and columns 9 to 23; image 1's photo has its own size.
+    maps = np.zeros((3, 2, SIZE, SIZE), np.float32)
+    maps[0, 0, 11, 0] = maps[1, 0, 3, 4] = maps[1, 1, 0, 11] = 1
+    sums = measure("pointing_game_photo", PREDICTOR, seen(maps, boxes=clear_boxes()), regions=regions)
+    # From row 22 or 23 and column 0 to 2 it is more than 15 pixels to the object; all else is near.
+    np.testing.assert_array_equal(sums["pointing_game_photo"], [[1, 0, 1], [2, 0, 1]])
+    np.testing.assert_array_equal(sums["pointing_game_photo_difficult"], [[1, 0, 1], [1, 0, 1]])
+    with pytest.raises(UserError, match="needs photo_sizes"):
+        measure("pointing_game_photo", PREDICTOR, seen(photo_sizes=None))
+    with pytest.raises(UserError, match="photo_sizes has shape"):
+        seen(photo_sizes=np.ones(3))
+
+
+def clear_boxes():
+    """Those of the objects, without the one that is marked as difficult."""
+    return BOXES._replace(class_ids=np.where(BOXES.ignored, -1, BOXES.class_ids))
+
+
 def test_counted_maps_can_be_chosen():
     counted = np.array([[True, True], [False, False], [True, True]])
     sums = measure("average_drop", PREDICTOR, seen(counted=counted))
@@ -141,6 +165,9 @@ def test_options_are_handed_on_and_unknown_ones_refused():
 def test_scaling():
     maps = jnp.asarray([[[1.0, 3.0], [2.0, 1.0]], [[5.0, 5.0], [5.0, 5.0]]])
     np.testing.assert_allclose(min_max(maps), [[[0, 1], [0.5, 0]], [[0, 0], [0, 0]]])
+    # Division alone can leave the largest value at 1 - 6e-8.
+    noise = np.random.default_rng(0).normal(size=(200, 5, 5)).astype(np.float32)
+    assert (np.asarray(min_max(noise)).max(axis=(1, 2)) == 1).all()
     unit = seen(np.clip(SALIENCY, 0, 1), scaling="as_is")
     np.testing.assert_array_equal(unit.masks[:2], np.clip(SALIENCY, 0, 1)[:2])
 

@@ -1,9 +1,12 @@
 """Maps against boxes: answers worked out by hand."""
 
+from xml.etree import ElementTree
+
 import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from selfexplain_jax.metrics import boxes
 from selfexplain_jax.types import UserError
@@ -83,3 +86,21 @@ def test_boxes_without_an_area_are_refused():
     for corners in (np.zeros((0, 4)), np.array([[3, 3, 3, 5]])):
         with pytest.raises(UserError, match="with an area"):
             boxes.localised(np.eye(4, dtype=np.float32), corners)
+
+
+def test_most_photos_silhouettes_give_their_own_boxes(shared_data):
+    folder = shared_data / "raw" / "VOCdevkit" / "VOC2012"
+    names = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()[:40]
+    hits = []
+    for name in names:
+        objects = ElementTree.parse(folder / "Annotations" / f"{name}.xml").findall("object")
+        mask = np.asarray(Image.open(folder / "SegmentationClass" / f"{name}.png"))
+        classes = set(np.unique(mask)) - {0, 255}
+        if len(objects) != 1 or len(classes) != 1:
+            continue
+        # The void border is part of the annotated object's box.
+        sides = [float(objects[0].findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
+        corners = np.array([[sides[0] - 1, sides[1] - 1, sides[2], sides[3]]])
+        hits.append(boxes.localised((mask > 0).astype(np.float32), corners)[:2, 500].all())
+    # Something in front of an object can cut its silhouette in two.
+    assert len(hits) >= 5 and np.mean(hits) >= 0.8

@@ -39,6 +39,24 @@ def box_regions(corners: jax.Array, box_class_ids: jax.Array, class_ids: jax.Arr
     return (covered > 0).astype(jnp.float32)
 
 
+def photo_region(corners: np.ndarray, image_size: tuple[int, int], photo_size: tuple[int, int]) -> np.ndarray:
+    """Returns the pixels of a photo whose centre lies in one of the boxes, bool [h, w].
+
+    Args:
+      corners: [n, 4]: left, top, right, bottom in pixels of the image that the photo was squeezed to.
+      image_size: (height, width) of that image.
+      photo_size: (h, w).
+    """
+    (height, width), (image_height, image_width) = photo_size, image_size
+    left, top, right, bottom = (np.asarray(corners, np.float64)[:, side, None] for side in range(4))
+    rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
+    # A hundredth of a pixel: corners went to the image's pixels and back in float32.
+    scale_down, scale_across = height / image_height, width / image_width
+    down = (rows > top * scale_down - 0.01) & (rows < bottom * scale_down + 0.01)  # [n, h]
+    across = (columns > left * scale_across - 0.01) & (columns < right * scale_across + 0.01)  # [n, w]
+    return (down[:, :, None] & across[:, None, :]).any(axis=0)
+
+
 def boxes_at_thresholds(unit_map: np.ndarray) -> list[np.ndarray]:
     """Returns the boxes around a map's contours at each of `MAP_THRESHOLDS`, int [m, 4] each.
 

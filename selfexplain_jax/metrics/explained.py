@@ -49,6 +49,7 @@ class Explained:
     index:     int [B], the images' positions in the split, for messages.
     mask:      uint8 [B, H, W], class index + 1, 0 background, 255 void; None where the data set has no masks.
     boxes:     the images' boxes; None where the data set has none.
+    photo_sizes: int [B, 2], height and width of the photos that were squeezed to the images; None where not known.
     """
 
     images: np.ndarray
@@ -61,6 +62,7 @@ class Explained:
     index: np.ndarray
     mask: np.ndarray | None = None
     boxes: PixelBoxes | None = None
+    photo_sizes: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
@@ -77,6 +79,7 @@ def explained(
     counted: np.ndarray | None = None,
     has_masks: bool = True,
     boxes: PixelBoxes | None = None,
+    photo_sizes: np.ndarray | None = None,
 ) -> Explained:
     """Returns the checked batch that metrics of saliency maps take.
 
@@ -89,6 +92,7 @@ def explained(
       counted: bool [B, k], the maps to count; None: those of present classes. Padding never counts.
       has_masks: whether the batch's masks are ground truth.
       boxes: from `pad_boxes`, where the data set has boxes.
+      photo_sizes: int [B, 2], height and width of the photos, where the images are whole photos squeezed to the square.
 
     Raises:
       UserError: shapes that do not fit, class ids out of range, a map that is not finite (named by its image), a map
@@ -122,6 +126,10 @@ def explained(
         raise UserError(f"counted has shape {np.shape(counted)}, expected {class_ids.shape}: one entry per map.")
     if boxes is not None and len(boxes.corners) != len(images):
         raise UserError(f"There are boxes of {len(boxes.corners)} images, but {len(images)} images.")
+    if photo_sizes is not None and np.shape(photo_sizes) != (len(images), 2):
+        raise UserError(
+            f"photo_sizes has shape {np.shape(photo_sizes)}, expected {(len(images), 2)}: height and width."
+        )
     return Explained(
         images=images,
         class_ids=class_ids.astype(np.int32),
@@ -133,6 +141,7 @@ def explained(
         index=index,
         mask=np.asarray(batch["mask"]) if has_masks else None,
         boxes=boxes,
+        photo_sizes=None if photo_sizes is None else np.asarray(photo_sizes),
     )
 
 
@@ -140,7 +149,9 @@ def explained(
 def min_max(maps: jax.Array) -> jax.Array:
     """Returns (s - min s) / (max s - min s) of each map [..., H, W], in [0, 1]; 0 for a map that is flat."""
     low, high = maps.min(axis=(-2, -1), keepdims=True), maps.max(axis=(-2, -1), keepdims=True)
-    return jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
+    scaled = jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
+    # XLA's division may miss 1 by a rounding, and thresholds look at the largest value.
+    return jnp.where((maps == high) & (high > low), 1, scaled)
 
 
 def pad_boxes(boxes: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> PixelBoxes:

@@ -14,6 +14,8 @@ from selfexplain_jax.types import UserError
 
 PHOTO_TOLERANCE = 15
 """Tolerance of the pointing game in pixels of a photo at its own size (TorchRay)."""
+DIFFICULT_AREA = 0.25
+"""A map is difficult if its class covers less than this share of the image, and is not alone."""
 
 
 def _score_edges() -> np.ndarray:
@@ -88,7 +90,7 @@ def difficult_maps(regions: jax.Array, label: jax.Array) -> jax.Array:
       regions: [B, k, H, W] of 0 and 1, the classes' ground truth.
       label: [B, C], multi-hot.
     """
-    small = regions.mean(axis=(2, 3)) < 0.25
+    small = regions.mean(axis=(2, 3)) < DIFFICULT_AREA
     return small & (label.sum(axis=1) > 1)[:, None]
 
 

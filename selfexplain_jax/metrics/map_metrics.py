@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,8 @@ class SaliencyMetric:
     """A metric of saliency maps.
 
     measure: (predictor, seen, *, rng=None, **options) -> {number: (sum, count)}.
-    needs:   of "mask" (annotated pixels), "boxes" and "model" (it shows changed images to the classifier).
+    needs:   of "mask" (annotated pixels), "boxes", "photo_sizes" (with boxes or masks, as its options say) and "model"
+      (it shows changed images to the classifier).
     finish:  {number: (sum, count)} of a data set -> {number: value, or list for a curve, or None}.
     """
 
@@ -160,6 +162,34 @@ def box_pointing_sums(predictor: Predictor, seen: Explained, *, rng: jax.Array |
     counted = (seen.counted & _has_clear_box(seen)).ravel()
     sums = _pointing(seen, _flat(regions), jnp.ones_like(_flat(regions)), counted)
     return {f"{name}_boxes": pair for name, pair in sums.items()}
+
+
+def photo_pointing_sums(
+    predictor: Predictor, seen: Explained, *, rng: jax.Array | None = None, regions: str = "boxes"
+) -> Sums:
+    """TorchRay's pointing game at the photos' own sizes, see `localisation.photo_hit`, per class.
+
+    "pointing_game_photo" and "pointing_game_photo_difficult". Regions are the class's "boxes" (VOC: as
+    `box_pointing_sums` counts them) or its pixels in the "mask", which is enlarged to the photo (COCO).
+    """
+    del predictor, rng
+    if seen.photo_sizes is None or regions not in ("boxes", "mask"):
+        raise UserError("The pointing game in photos needs photo_sizes, and regions='boxes' or 'mask'.")
+    check_truth(seen, regions, "pointing_game_photo")
+    counted = seen.counted & _has_clear_box(seen) if regions == "boxes" else seen.counted
+    sums = np.zeros((4, seen.num_classes))  # Hits and count of all, and of the difficult ones.
+    for row, place in np.argwhere(counted):
+        class_id, (height, width) = seen.class_ids[row, place], seen.photo_sizes[row]
+        if regions == "boxes":
+            corners = seen.boxes.corners[row][seen.boxes.class_ids[row] == class_id]
+            region = boxes.photo_region(corners, seen.images.shape[1:3], (height, width))
+        else:
+            pixels = (seen.mask[row] == class_id + 1).astype(np.uint8)
+            region = cv2.resize(pixels, (int(width), int(height)), interpolation=cv2.INTER_NEAREST) > 0
+        hit = localisation.photo_hit(seen.saliency[row, place], region)
+        difficult = region.mean() < localisation.DIFFICULT_AREA and seen.label[row].sum() > 1
+        sums[:, class_id] += np.array([hit, 1, hit, 1]) * np.array([1, 1, difficult, difficult])
+    return {"pointing_game_photo": (sums[0], sums[1]), "pointing_game_photo_difficult": (sums[2], sums[3])}
 
 
 def box_accuracy_sums(predictor: Predictor, seen: Explained, *, rng: jax.Array | None = None) -> Sums:
@@ -281,6 +311,7 @@ MAP_METRICS: dict[str, SaliencyMetric] = {
     "pixel_precision": SaliencyMetric(pixel_precision_sums, ("mask",), _finish_pixel_precision),
     "pointing_game": SaliencyMetric(pointing_sums, ("mask",)),
     "pointing_game_boxes": SaliencyMetric(box_pointing_sums, ("boxes",)),
+    "pointing_game_photo": SaliencyMetric(photo_pointing_sums, ("photo_sizes",)),
     "box_accuracy": SaliencyMetric(box_accuracy_sums, ("boxes",), _finish_box_accuracy),
     "parts": SaliencyMetric(part_sums, ("model",)),
     "class_specific": SaliencyMetric(class_specific_sums, ("model",), _finish_class_specific),

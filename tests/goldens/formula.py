@@ -38,8 +38,8 @@ def images(count: int, size: int) -> np.ndarray:
 
 METRIC_GOLDENS = "metrics.json"
 """Written by parity/generate_metrics.py."""
-METRIC_SIZE = 20
-"""Pixels a side. Of 400 pixels every published way of rounding removes the same number at 20, 40, 60 and 80 %."""
+METRIC_SIZE = 30
+"""Pixels a side. Of 900 pixels every published way of rounding removes the same number at 20, 40, 60 and 80 %."""
 
 
 def metric_cases() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
