@@ -58,12 +58,12 @@ def build_predictor(
     names = tuple(map(str, range(class_names) if isinstance(class_names, int) else class_names))
     images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
     expected = (2, len(names))
-    if scores is None:
-        scores = jax.tree_util.Partial(_head_of_features, traceable(head), traceable(features))
-    _check_shape("scores(images)", _shape_of("scores", scores, images), expected)
     if features is not None:
         layer = _check_features("features", _shape_of("features", features, images))
         _check_shape("head(features(images))", _shape_of("head", head, layer), expected)
+    if scores is None:
+        scores = jax.tree_util.Partial(_head_of_features, traceable(head), traceable(features))
+    _check_shape("scores(images)", _shape_of("scores", scores, images), expected)
     for name, (layer_features, layer_head) in (layers or {}).items():
         layer = _check_features(f"layer {name!r}", _shape_of(f"layer {name!r}", layer_features, images))
         found = _shape_of(f"the head of layer {name!r}", layer_head, layer, images)
