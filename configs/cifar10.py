@@ -8,7 +8,8 @@ Variants: self_explainer, classifier (the same network on its scores alone).
 Score:    not trained here, so none is promised.
 """
 
-from selfexplain_jax.config import base_config, self_explainer_recipe
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import self_explainer_recipe
 from selfexplain_jax.types import UserError
 
 VARIANTS = ("self_explainer", "classifier")

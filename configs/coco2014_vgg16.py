@@ -11,7 +11,8 @@ Variants: explainer, real_time_saliency (the loss of Dabkowski & Gal 2017, with 
 Score:    not trained here; the paper has it in its tables alone.
 """
 
-from selfexplain_jax.config import base_config, explainer_recipe, real_time_saliency_recipe
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe
 from selfexplain_jax.types import UserError
 
 VARIANTS = ("explainer", "real_time_saliency")

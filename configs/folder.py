@@ -6,7 +6,8 @@ Command:  python -m selfexplain_jax.main --config=configs/folder.py --config.dat
 Variants: single (one class a photo), multi (any number, needs an index file). No score has been measured yet.
 """
 
-from selfexplain_jax.config import base_config, photo_recipe, self_explainer_recipe
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import photo_recipe, self_explainer_recipe
 from selfexplain_jax.types import UserError
 
 VARIANTS = ("single", "multi")

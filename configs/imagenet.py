@@ -8,7 +8,8 @@ Variants: self_explainer, classifier (EfficientNet-Lite0 itself).
 Score:    not trained here, so none is promised.
 """
 
-from selfexplain_jax.config import base_config, classifier_recipe, photo_recipe, self_explainer_recipe
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import classifier_recipe, photo_recipe, self_explainer_recipe
 from selfexplain_jax.types import UserError
 
 VARIANTS = ("self_explainer", "classifier")

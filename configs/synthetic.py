@@ -11,12 +11,8 @@ The Explainer (Stalder et al. 2022) takes two commands; `real_time_saliency` (Da
   python -m selfexplain_jax.main --config=configs/synthetic.py:explainer --workdir=runs/synthetic_explainer
 """
 
-from selfexplain_jax.config import (
-    base_config,
-    explainer_recipe,
-    real_time_saliency_recipe,
-    self_explainer_recipe,
-)
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe, self_explainer_recipe
 from selfexplain_jax.types import UserError
 
 VARIANTS = (

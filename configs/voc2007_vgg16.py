@@ -12,7 +12,8 @@ Score:    published (authors' stored notebook): class probability 53.5 % on the 
           others, over five classes of the test set, 58.2 % unmasked; not trained here.
 """
 
-from selfexplain_jax.config import base_config, explainer_recipe, real_time_saliency_recipe
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe
 from selfexplain_jax.types import UserError
 
 VARIANTS = ("explainer", "real_time_saliency")

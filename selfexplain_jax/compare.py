@@ -75,19 +75,25 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
 
 
 def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[maps.Column]:
-    """Returns the methods of `config.comparison` with their predictors, each model restored once.
-
-    Raises:
-      UserError: an unknown name or option, or a model that does not fit the data set.
-    """
+    """Returns the methods of `config.comparison` with their predictors, each model restored once; errors as `compare`."""
     settings = config.comparison
-    models = {name: open_model(name, folder, config, info) for name, folder in settings.models.items()}
-    if not models or not settings.methods:
+    if not settings.models or not settings.methods:
         raise UserError(
             "config.comparison needs models and methods; see configs/compare_synthetic.py for one that has."
         )
+    return make_columns(
+        config, {name: open_model(name, folder, config, info) for name, folder in settings.models.items()}
+    )
+
+
+def make_columns(config: ml_collections.ConfigDict, models: Mapping[str, Predictor]) -> list[maps.Column]:
+    """Returns the methods of `config.comparison` for these models.
+
+    Raises:
+      UserError: an unknown model, method or option, or a label that cannot name a file.
+    """
     columns = []
-    for label, options in _options(settings.methods).items():
+    for label, options in _options(config.comparison.methods).items():
         unknown = sorted(set(options) - {"model", "method", "scaling", "options"})
         if unknown:
             raise UserError(

@@ -1,6 +1,7 @@
 """Every experiment in configs/, in every variant: it loads, says how to run it, and its real step can be traced."""
 
 import importlib.util
+import inspect
 import pathlib
 import re
 
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
+from selfexplain_jax import compare
 from selfexplain_jax.compile import abstract_batch, abstract_frozen, abstract_state
 from selfexplain_jax.config import base_config, load_config
+from selfexplain_jax.data import build_dataset
+from selfexplain_jax.metrics.map_metrics import MAP_METRICS
 from selfexplain_jax.training import frozen, loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.passes import explanations_start
-from selfexplain_jax.types import UserError
+from selfexplain_jax.types import Predictor, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -33,6 +37,10 @@ SPECS = [
     for file in FILES
     for suffix in ("", *(f":{variant}" for variant in getattr(module_of(file), "VARIANTS", ())))
 ]
+
+
+# Those that train something; the others compare what was trained.
+TRAINED = [spec for spec in SPECS if "/compare_" not in spec]
 
 
 def load(spec):
@@ -98,7 +106,7 @@ def test_explainers_say_which_command_makes_their_classifier(spec):
     assert load(config.explainer.classifier_config).method == "classifier"
 
 
-@pytest.mark.parametrize("spec", [costly(spec) for spec in SPECS])
+@pytest.mark.parametrize("spec", [costly(spec) for spec in TRAINED])
 def test_real_step_can_be_traced_with_the_true_shapes(spec, traced):
     config = load(spec)
     experiment, mesh = build(config), mesh_lib.make_mesh()
@@ -120,6 +128,18 @@ def test_real_step_can_be_traced_with_the_true_shapes(spec, traced):
         assert {(value.shape, value.dtype) for value in logs.values()} == {((), jnp.dtype("float32"))}
         if explain:
             assert {name for name in logs if name.startswith("term/")} == {f"term/{name}" for name in config.objective}
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in TRAINED])
+def test_comparisons_name_methods_metrics_and_options_that_exist(spec):
+    config = load(spec)
+    info = build_dataset(config).info
+    predictor = Predictor(lambda images: images.mean(axis=(1, 2)), lambda z: z, info.class_names, info.image_size)
+    columns = compare.make_columns(config, dict.fromkeys(config.comparison.models, predictor))
+    assert len(columns) == len(config.comparison.methods) > 1
+    for name, options in compare.choose_metrics(config, info).items():
+        known = inspect.signature(MAP_METRICS[name].measure).parameters
+        assert set(options) <= set(known)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

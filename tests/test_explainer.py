@@ -13,9 +13,10 @@ from PIL import Image
 
 from selfexplain_jax import attribution, evaluate, explain
 from selfexplain_jax import compile as compile_check
-from selfexplain_jax.config import base_config, explainer_recipe, load_config, real_time_saliency_recipe
+from selfexplain_jax.config import base_config, load_config
 from selfexplain_jax.models import build_model, masking
 from selfexplain_jax.objectives import terms
+from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe
 from selfexplain_jax.training import config_json, frozen, loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.state import create_state, make_predictor
