@@ -75,7 +75,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
 
 
 def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[maps.Column]:
-    """Returns the methods of `config.comparison` with their predictors, each model restored once; errors as `compare`."""
+    """Returns the methods of `config.comparison` with their predictors, each restored once; errors as `compare`."""
     settings = config.comparison
     if not settings.models or not settings.methods:
         raise UserError(

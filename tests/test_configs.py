@@ -146,7 +146,7 @@ def test_comparisons_name_methods_metrics_and_options_that_exist(spec):
 def test_header_says_what_it_is_and_how_to_run_it(file):
     header = module_of(file).__doc__
     assert header and len(header.strip().splitlines()) >= 3
-    command = re.search(r"python -m selfexplain_jax\.main (.*)", header)
+    command = re.search(r"python -m selfexplain_jax\.main ((?:.*\\\n)*.*)", header)
     assert command, f"{file.name}: no command line in its header"
     assert f"--config=configs/{file.name}" in command.group(1) and "--workdir=" in command.group(1)
 
