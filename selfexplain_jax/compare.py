@@ -21,6 +21,7 @@ import numpy as np
 
 from selfexplain_jax import evaluate, maps
 from selfexplain_jax.attribution import METHODS, build_method
+from selfexplain_jax.config import load_config
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.metrics import add, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
@@ -115,24 +116,28 @@ def make_columns(config: ml_collections.ConfigDict, models: Mapping[str, Predict
     return columns
 
 
-def open_model(name: str, workdir: str, config: ml_collections.ConfigDict, info: DatasetInfo) -> Predictor:
-    """Returns the predictor of a trained run; its checkpoint knows its config.
+def open_model(name: str, source: str, config: ml_collections.ConfigDict, info: DatasetInfo) -> Predictor:
+    """Returns the predictor of a trained run, or of a config's pretrained weights.
 
     Args:
       name: of the model in the comparison, for messages.
-      workdir: the folder of the run.
+      source: the folder of a run, whose checkpoint knows its config; or a config file, PATH.py or PATH.py:VARIANT.
       config: the comparison's.
       info: the data set's.
 
     Raises:
-      UserError: no such run, or it was trained for other classes, another size or another normalisation.
+      UserError: no such run or file, a config without pretrained weights, or a model of other classes, another size or
+        another normalisation.
     """
+    pretrained = pathlib.Path(source.partition(":")[0]).suffix == ".py"
     try:
-        settings = saved_config(workdir)
+        settings = load_config(source) if pretrained else saved_config(source)
     except UserError as error:
         raise UserError(f"config.comparison.models.{name}: {error} Train it first, or name its folder.") from error
     settings.data.data_dir = config.data.data_dir
-    result = loop.restore(settings, workdir)
+    if pretrained and not settings.model.pretrained:
+        raise UserError(f"config.comparison.models.{name}: {source} names no pretrained weights; name a trained run.")
+    result = loop.untrained(settings) if pretrained else loop.restore(settings, source)
     predictor = make_predictor(settings, result.dataset.info, result.model, result.state, result.classifier)
     if tuple(predictor.class_names) != tuple(info.class_names) or predictor.image_size != info.image_size:
         raise UserError(

@@ -167,7 +167,7 @@ def base_config() -> ml_collections.ConfigDict:
 
     # --mode=evaluate with methods here compares them, see selfexplain_jax/compare.py.
     config.comparison = comparison = ml_collections.ConfigDict()
-    # {name: the --workdir of a trained run}
+    # {name: the --workdir of a trained run, or a config file with pretrained weights}
     comparison.models = config_dict.ConfigDict({})
     # {label: {"model": a name above, "method": a name in attribution.METHODS or "ground_truth", "options": {...},
     # "scaling": "as_is" or "min_max"}}; what is left out: the first model, the label, none, what suits the method.

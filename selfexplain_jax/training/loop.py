@@ -185,6 +185,17 @@ def restore(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenC
     return _result(experiment, frozen, restored.state, restored.step, restored.train_seconds)
 
 
+def untrained(config: ml_collections.ConfigDict) -> TrainResult:
+    """The network as training starts from it, with the weights that `config.model.pretrained` names.
+
+    Raises:
+      UserError: a bad config, or weights that cannot be read.
+    """
+    experiment, mesh = build(config), mesh_lib.make_mesh()
+    state = initial_state(config, *_state_creation(experiment, mesh))
+    return _result(experiment, load_frozen(experiment, mesh), state, 0, 0.0)
+
+
 def _result(experiment: Experiment, frozen: tuple, state: TrainState, step: int, seconds: float) -> TrainResult:
     predictor = experiment.classifier.predictor(mesh_lib.local_copy(frozen[0])) if frozen else None
     return TrainResult(mesh_lib.local_copy(state), experiment.dataset, experiment.model, step, seconds, predictor)
