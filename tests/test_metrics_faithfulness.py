@@ -40,6 +40,7 @@ random = np.random.default_rng(1)
 IMAGES = random.normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
 CLASS_IDS = np.array([[0, 2], [1, 1]])
 SALIENCY = random.normal(size=(2, 2, SIZE, SIZE)).astype(np.float32)
+IMPUTED = random.normal(size=(4, 20, 20, 3)).astype(np.float32)  # one shape for all tests of it, compiled once
 
 
 def test_ranks_fall_with_saliency_and_ties_stand_in_reading_order():
@@ -136,8 +137,8 @@ def exact_imputation(image, removed):
 
 
 def test_imputation_is_the_exact_solution():
-    random, size = np.random.default_rng(0), 20
-    images = random.normal(size=(4, size, size, 3)).astype(np.float32)
+    random, size = np.random.default_rng(0), IMPUTED.shape[1]
+    images = IMPUTED
     rows, columns = np.mgrid[:size, :size]
     middle = np.hypot(rows - size / 2, columns - size / 3)
     smooth = ndimage.gaussian_filter(random.normal(size=(size, size)), 3)
@@ -150,20 +151,19 @@ def test_imputation_is_the_exact_solution():
 
 
 def test_imputation_of_a_flat_or_a_gone_image():
-    flat = np.full((1, 8, 8, 3), 0.7, np.float32)
-    removed = np.random.default_rng(0).random((1, 8, 8)) > 0.3
+    flat = np.full_like(IMPUTED, 0.7)
+    removed = np.random.default_rng(0).random(flat.shape[:3]) > 0.3
     np.testing.assert_allclose(imputation.linear_imputation(flat, removed), flat, rtol=1e-5)
-    image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
-    gone = imputation.linear_imputation(image, np.ones((1, 8, 8)))
-    np.testing.assert_allclose(gone, np.broadcast_to(image.mean(axis=(1, 2)), image.shape), atol=1e-6)
-    np.testing.assert_allclose(imputation.linear_imputation(image, np.zeros((1, 8, 8))), image)
+    gone = imputation.linear_imputation(IMPUTED, np.ones_like(removed))
+    mean = IMPUTED.mean(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(gone, np.broadcast_to(mean, IMPUTED.shape), atol=1e-6)
+    np.testing.assert_allclose(imputation.linear_imputation(IMPUTED, np.zeros_like(removed)), IMPUTED)
 
 
 def test_noise_is_on_imputed_pixels_alone():
-    image, noise = np.zeros((1, 6, 6, 3), np.float32), np.ones((1, 6, 6, 3), np.float32)
-    removed = np.zeros((1, 6, 6))
-    removed[0, 2, 3] = 1
-    found = np.asarray(imputation.noisy_linear_imputation(image, removed, noise))
+    images, removed = np.zeros_like(IMPUTED), np.zeros(IMPUTED.shape[:3], bool)
+    removed[0, 2, 3] = True
+    found = np.asarray(imputation.noisy_linear_imputation(images, removed, np.ones_like(images)))
     np.testing.assert_allclose(found[0, 2, 3], imputation.NOISE, rtol=1e-5)
     assert np.count_nonzero(found) == 3
 
