@@ -35,12 +35,15 @@ def class_gradients(function: Callable, inputs: jax.Array, class_ids: jax.Array)
       class_ids: int32 [B, k].
 
     Returns:
-      [B, k, ...].
+      [B, k, ...]; NaN where the score is NaN.
     """
     scores, pull_back = jax.vjp(function, inputs)
     one_hot = jax.nn.one_hot(class_ids.T, scores.shape[-1], dtype=scores.dtype)  # [k, B, C]
     (gradients,) = jax.vmap(pull_back)(one_hot)  # [k, B, ...]
-    return jnp.moveaxis(gradients, 0, 1)
+    gradients = jnp.moveaxis(gradients, 0, 1)
+    # A ReLU's gradient at NaN is 0, and would hide it.
+    broken = jnp.isnan(jnp.take_along_axis(scores, class_ids, axis=1))  # [B, k]
+    return jnp.where(broken.reshape(*class_ids.shape, *(1,) * (inputs.ndim - 1)), jnp.nan, gradients)
 
 
 def reduce_channels(values: jax.Array, channels: str) -> jax.Array:
