@@ -202,7 +202,7 @@ def test_as_many_clusters_as_channels_are_the_published_method():
 
 def test_alike_points_share_a_group():
     points = np.array([[0, 0], [10, 0], [0, 0.1], [10, 0.2], [0, 20]], np.float32)
-    groups = np.asarray(group_alike(points, 3))
+    groups = np.asarray(group_alike(jnp.asarray(points), 3))
     assert groups[0] == groups[2] and groups[1] == groups[3] and len(set(groups.tolist())) == 3
 
 
@@ -268,15 +268,16 @@ def test_perturbed_image_lies_between_two_blurs():
 
 
 @pytest.mark.parametrize("variant", ["preserve", "delete", "dual"])
-def test_extremal_mask_finds_the_quarter_that_speaks(variant):
+def test_extremal_mask_finds_the_half_that_speaks(variant):
     image = np.zeros((1, SIZE, SIZE, 3), np.float32)
     image[:, ::2, ::2, 0] = 12.0  # fine, so that a blur takes it away where it is squared
     sharp = Predictor(lambda x: quadrants(x**2), jax.nn.sigmoid, tuple("abcd"), SIZE)
     options = {"areas": (0.1,), "steps": 60, "grid_step": 4, "sigma": 4.0, "levels": 3, "max_blur": 4.0}
     mask = np.asarray(extremal_masks(sharp, image, np.array([[0, 3]]), variant=variant, **options))[0, :, 0]
     half = SIZE // 2
-    assert mask[0, :half, :half].sum() > 0.6 * mask[0].sum()
-    assert mask[1, half:, half:].sum() > 0.6 * mask[1].sum()
+    # Every second step sees the mirrored image, so that a left quarter speaks as a right one does.
+    assert mask[0, :half].sum() > 0.6 * mask[0].sum()
+    assert mask[1, half:].sum() > 0.6 * mask[1].sum()
 
 
 def test_extremal_masks_do_not_depend_on_the_chunk():
