@@ -64,6 +64,8 @@ def extremal_perturbation(
     Raises:
       UserError: bad images or class ids, or an option that makes no sense.
     """
+    if smoothing < 0:
+        raise UserError(f"Method 'extremal_perturbation' needs smoothing of at least 0; got {smoothing}.")
     masks = extremal_masks(
         predictor,
         images,
@@ -78,8 +80,6 @@ def extremal_perturbation(
         max_blur=max_blur,
         chunk_size=chunk_size,
     )
-    if smoothing < 0:
-        raise UserError(f"Method 'extremal_perturbation' needs smoothing of at least 0; got {smoothing}.")
     smooth = blur_matrix(masks.shape[-1], smoothing * masks.shape[-1])
     return jnp.einsum("hi,bkij,wj->bkhw", smooth, masks.sum(axis=2), smooth)
 

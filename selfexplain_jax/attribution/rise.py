@@ -7,7 +7,7 @@ made where it is used and thrown away, so memory does not grow with the number o
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,47 @@ def rise_from_masks(
     masks = jnp.asarray(masks, jnp.float32)
     chunk_size = min(chunk_size, len(masks))
     return _map_of_given_masks(scores, probabilities, images, class_ids, masks, probability, chunk_size=chunk_size)
+
+
+def agreement(maps: jax.Array, reference: jax.Array) -> jax.Array:
+    """The correlation of each map with its reference over the pixels, -1..1: both [B, k, H, W], result [B, k]."""
+    maps, reference = (x - x.mean(axis=(2, 3), keepdims=True) for x in (jnp.asarray(maps), jnp.asarray(reference)))
+    spread = jnp.sqrt(jnp.square(maps).sum(axis=(2, 3)) * jnp.square(reference).sum(axis=(2, 3)))
+    return (maps * reference).sum(axis=(2, 3)) / spread
+
+
+def agreement_curve(
+    predictor: Predictor,
+    images: jax.Array,
+    class_ids: jax.Array,
+    reference: jax.Array,
+    *,
+    rng: jax.Array,
+    counts: Sequence[int],
+    repetitions: int = 1,
+    **options,
+) -> dict[int, float]:
+    """Returns {masks: mean agreement of `rise` with the reference}: how many masks a sampling needs.
+
+    Args:
+      predictor: as in `rise`.
+      images: [B, H, W, 3], normalised.
+      class_ids: int32 [B, k].
+      reference: [B, k, H, W], the map of many independent masks, drawn with another key.
+      rng: random key.
+      counts: numbers of masks.
+      repetitions: banks of masks per number, over which, as over images and classes, the mean is taken.
+      **options: of `rise`.
+
+    Raises:
+      UserError: see `rise`.
+    """
+    curve = {}
+    for count in counts:
+        keys = jax.random.split(jax.random.fold_in(rng, count), repetitions)
+        maps = [rise(predictor, images, class_ids, rng=key, num_masks=count, **options) for key in keys]
+        curve[count] = float(jnp.stack([agreement(each, reference) for each in maps]).mean())
+    return curve
 
 
 def draw_masks(
