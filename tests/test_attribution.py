@@ -101,7 +101,7 @@ def test_batch_equals_singles(name):
 
 @pytest.mark.parametrize("name", attribution.METHODS)
 def test_second_call_compiles_nothing(name):
-    method, compiled = attribution.build_method(name), []
+    method, compiled = attribution.build_method(name, **SMALL.get(name, {})), []
 
     def listen(event, duration, **_):
         if "compile" in event:
@@ -123,7 +123,8 @@ def test_second_call_compiles_nothing(name):
 def test_no_method_hides_a_nan(name):
     broken = IMAGES.copy()
     broken[0, 2, 3] = np.nan
-    maps = np.asarray(attribution.build_method(name)(PREDICTOR, broken, CLASS_IDS, rng=jax.random.key(0)))
+    method = attribution.build_method(name, **SMALL.get(name, {}))
+    maps = np.asarray(method(PREDICTOR, broken, CLASS_IDS, rng=jax.random.key(0)))
     blind = name in ("constant", "centre")  # They look at no image.
     assert np.isnan(maps[0]).any() != blind
     assert np.isfinite(maps[1]).all(), "the other image is none the worse"
