@@ -54,6 +54,8 @@ def base_config() -> ml_collections.ConfigDict:
     data.mixup = 0.0
     # 0: every example once per epoch; 1: examples of rare classes are drawn so often that classes come equally often.
     data.balance = 0.0
+    # The term "classification" weighs the positives of rare classes more (sigmoid link): balance.positive_weights.
+    data.positive_weights = False
     # Threads that read and decode, and elements they hold ready, per host.
     data.num_threads = 2
     data.prefetch = 64

@@ -34,6 +34,7 @@ def term(name, outputs, label, link="sigmoid", **options):
 MASKS = {"target_mask": [[0.25], [0.75]], "non_target_mask": [[0.5], [0.25]], "image": np.zeros((2, 1, 3))}
 CORNER = {"target_mask": [[0.2, 0.6], [0.2, 0.2]], "non_target_mask": np.ones((2, 2)), "image": np.zeros((2, 2, 3))}
 SCORES = [LN3, 0.0]
+WEIGHTED = {"scores": SCORES, "positive_weights": [3.0, 0.5]}
 SHOWN = {"object_scores": [SCORES, [9.0, 9.0]], "object_label": [[1, 0], [0, 0]], "object_valid": [1, 0]}
 
 # Of four cells at (.9, .6, .3, .2) one is to be 1 at least and two at most: (.1 + .3 + .2) / 4.
@@ -53,6 +54,8 @@ BY_HAND = [
     ("classification", "softmax", {}, [1, 1], {"scores": SCORES}, (math.log(4 / 3) + math.log(4)) / 2),
     ("classification", "sigmoid", {}, [1, 0], {"scores": SCORES}, (math.log(4 / 3) + math.log(2)) / 2),
     ("classification", "sigmoid", {}, [0, 0], {"scores": SCORES}, (math.log(4) + math.log(2)) / 2),
+    ("classification", "sigmoid", {}, [1, 0], WEIGHTED, (3 * math.log(4 / 3) + math.log(2)) / 2),
+    ("classification", "sigmoid", {}, [0, 1], WEIGHTED, (math.log(4) + 0.5 * math.log(2)) / 2),
     ("ranking", "sigmoid", {}, [0, 1], {"scores": SCORES}, math.log(4)),
     ("ranking", "sigmoid", {}, [0, 0], {"scores": SCORES}, 0.0),
     ("object", "softmax", {}, [1, 0], SHOWN, math.log(4 / 3)),

@@ -52,6 +52,8 @@ def validate_objective(config) -> None:
     """
     if config.model.link not in LINKS:
         raise UserError(f"config.model.link = {config.model.link!r} is unknown. Choose one of {LINKS}.")
+    if config.data.positive_weights and config.model.link != "sigmoid":
+        raise UserError("config.data.positive_weights is for config.model.link = 'sigmoid'; set it to False.")
     if not len(config.objective):
         raise UserError("config.objective is empty: at least {'classification': {'weight': 1.0}} is needed.")
     for name, options in config.objective.items():

@@ -10,6 +10,7 @@
   object_label [B, K, C]      the classes shown there; object_valid [B, K] whether a class was shown
   background_scores [B, C]    z(x|1-m)
   evaluator_scores [B, C]     z(x|m') for a mask m' that does not know the label
+  positive_weights [C]        w, where rare classes' positives weigh more (config.data.positive_weights)
 `link` ("softmax" or "sigmoid") says how scores become probabilities. N = h w.
 """
 
@@ -36,8 +37,15 @@ def log_probabilities(scores: jax.Array, link: str) -> jax.Array:
 
 
 def classification(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
-    """CE(z(x), y), or mean_c BCE: the image pass names the classes."""
-    return cross_entropy(outputs["scores"], label, link)
+    """CE(z(x), y), or mean_c BCE: the image pass names the classes.
+
+    With `positive_weights` w among the outputs, mean_c (1 + (w_c - 1) y_c) BCE(z_c, y_c) in the place of the latter.
+    """
+    if "positive_weights" not in outputs:
+        return cross_entropy(outputs["scores"], label, link)
+    loss = optax.sigmoid_binary_cross_entropy(outputs["scores"], label)  # [B, C]
+    weights = outputs["positive_weights"].reshape(1, -1)  # [1, C]
+    return ((1.0 + (weights - 1.0) * label) * loss).mean(axis=-1)
 
 
 def ranking(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:

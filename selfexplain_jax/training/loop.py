@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from selfexplain_jax import pictures
-from selfexplain_jax.data import build_dataset
+from selfexplain_jax.data import balance, build_dataset
 from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
 from selfexplain_jax.models import build_model
 from selfexplain_jax.objectives.compose import validate_objective
@@ -128,6 +128,7 @@ def make_step(experiment: Experiment, mesh: jax.sharding.Mesh, explain: bool = T
         optimizer=experiment.optimizer,
         explain=explain,
         scores=None if classifier is None else classifier.scores,
+        positive_weights=positive_weights(experiment),
     )
     return jax.jit(
         step,
@@ -135,6 +136,15 @@ def make_step(experiment: Experiment, mesh: jax.sharding.Mesh, explain: bool = T
         in_shardings=(everywhere, mesh_lib.batch_sharding(mesh), *([] if classifier is None else [everywhere])),
         out_shardings=(everywhere, everywhere),
     )
+
+
+def positive_weights(experiment: Experiment) -> tuple[float, ...]:
+    """Weights of the classes' positives, from the train split's labels; () without config.data.positive_weights."""
+    config = experiment.config
+    if not config.data.positive_weights:
+        return ()
+    labels = balance.labels_of(experiment.dataset.source(config.data.train_split))
+    return tuple(balance.positive_weights(labels).tolist())
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenClassifier | None = None) -> TrainResult:

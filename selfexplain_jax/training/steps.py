@@ -22,12 +22,23 @@ def is_correct(scores: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def loss_and_logs(
-    params, state: TrainState, batch: dict, rng: jax.Array, *, config, model, explain: bool, classify=None
+    params,
+    state: TrainState,
+    batch: dict,
+    rng: jax.Array,
+    *,
+    config,
+    model,
+    explain: bool,
+    classify=None,
+    positive_weights: tuple[float, ...] = (),
 ):
-    """The objective of one batch, and what is logged of it. `classify`: see `run_passes`."""
+    """The objective of one batch, and what is logged of it. `classify`: see `run_passes`; the rest: `train_step`."""
     outputs, batch_stats = run_passes(
         params, state, batch, rng, config=config, model=model, explain=explain, classify=classify
     )
+    if positive_weights:
+        outputs["positive_weights"] = jnp.asarray(positive_weights, jnp.float32)
     objective = {
         name: options for name, options in config.objective.items() if explain or name not in EXPLANATION_TERMS
     }
@@ -46,7 +57,16 @@ def loss_and_logs(
 
 
 def train_step(
-    state: TrainState, batch: dict, frozen=None, *, config, model, optimizer, explain: bool = True, scores=None
+    state: TrainState,
+    batch: dict,
+    frozen=None,
+    *,
+    config,
+    model,
+    optimizer,
+    explain: bool = True,
+    scores=None,
+    positive_weights: tuple[float, ...] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One micro-batch: passes, objective, gradient, update, moving average.
 
@@ -58,6 +78,7 @@ def train_step(
       config, model, optimizer: static; the same objects for every step.
       explain: static; False leaves out the passes behind the image's and their terms, for the steps before
         `passes.explanations_start(config)`.
+      positive_weights: static; one for each class, or () for none. See `terms.classification`.
 
     Returns:
       The state after, and float32 scalars: "loss", "accuracy" (of an Explainer's classifier on the objects alone),
@@ -74,6 +95,7 @@ def train_step(
         model=model,
         explain=explain,
         classify=None if scores is None else functools.partial(scores, frozen),
+        positive_weights=positive_weights,
     )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
