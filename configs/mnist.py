@@ -4,13 +4,15 @@ Method:   as configs/synthetic.py.
 Hardware: two CPU cores.
 Command:  python -m selfexplain_jax.main --config=configs/mnist.py --workdir=runs/mnist
 Data:     python -m selfexplain_jax.data.prepare --dataset=mnist --data_dir=DIR, then --config.data.data_dir=DIR.
-Variants: plain (28 px, in a 32 px frame), canvas (one digit on 64 px). Measured scores and times: docs/results.md.
+Variants: plain (28 px, in a 32 px frame), canvas (one digit on 64 px), canvas_classifier (its plain classifier).
+          Measured scores and times: docs/results.md.
 """
 
-from selfexplain_jax.config import base_config, self_explainer_recipe
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import self_explainer_recipe
 from selfexplain_jax.types import UserError
 
-VARIANTS = ("plain", "canvas")
+VARIANTS = ("plain", "canvas", "canvas_classifier")
 
 
 def get_config(variant="plain"):
@@ -35,4 +37,7 @@ def get_config(variant="plain"):
         config.objective.area_target.weight = 1.0
         config.objective.area_non_target.weight = 0.5
         config.objective.affinity.weight = 20.0
+    if variant == "canvas_classifier":
+        config.method = "classifier"
+        config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
     return config

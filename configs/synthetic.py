@@ -1,15 +1,32 @@
-"""Self-Explainer on the synthetic set: 64 px, eight classes, trained from image labels alone.
+"""Self-Explainer, and the Explainer of a plain classifier, on the synthetic set: 64 px, eight classes, image labels.
 
 Method:   U-Net whose masks classify; object, background and evaluator passes (docs/theory.md has the reasons).
 Hardware: two CPU cores.
 Command:  python -m selfexplain_jax.main --config=configs/synthetic.py --workdir=runs/synthetic
 Variants: configs/synthetic.py:NAME with NAME one of VARIANTS. Measured scores and times: docs/results.md.
+
+The Explainer (Stalder et al. 2022) takes two commands; `real_time_saliency` (Dabkowski & Gal 2017) in the place of
+`explainer` is the same network with another loss:
+  python -m selfexplain_jax.main --config=configs/synthetic.py:classifier --workdir=runs/synthetic_classifier
+  python -m selfexplain_jax.main --config=configs/synthetic.py:explainer --workdir=runs/synthetic_explainer
 """
 
-from selfexplain_jax.config import base_config, self_explainer_recipe
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe, self_explainer_recipe
 from selfexplain_jax.types import UserError
 
-VARIANTS = ("object", "texture", "shape", "multi", "confounded", "confounded_classifier", "classifier")
+VARIANTS = (
+    "object",
+    "texture",
+    "shape",
+    "multi",
+    "confounded",
+    "confounded_classifier",
+    "classifier",
+    "multi_classifier",
+    "explainer",
+    "real_time_saliency",
+)
 
 
 def get_config(variant="object"):
@@ -32,7 +49,7 @@ def get_config(variant="object"):
         config.model.initial_temperature, config.model.temperature_steps = 1.0, 2800
         for name in set(config.objective) - {"ranking"}:
             config.objective[name].start += 1200
-    if variant == "multi":
+    if variant.startswith("multi"):
         config.data.options = {"min_objects": 1, "max_objects": 3}
         # One present class at a time in the object pass, so that each class has a mask of its own.
         config.passes.classes_per_image = 1
@@ -58,8 +75,19 @@ def get_config(variant="object"):
         config.objective.object.weight = 4.0
         config.objective.classification.weight = config.objective.ranking.weight = 0.5
     if variant.endswith("classifier"):
-        # The scores of the image alone. confounded_classifier keeps its masks, to be measured; classifier has none.
+        # The scores of the image alone. confounded_classifier keeps its masks, to be measured; the others have none.
         config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
-    if variant == "classifier":
+    if variant in ("classifier", "multi_classifier"):
         config.method = "classifier"
+    if variant in ("explainer", "real_time_saliency"):
+        config.explainer.classifier = "runs/synthetic_classifier"
+        config.explainer.classifier_config = "configs/synthetic.py:classifier"
+        if variant == "explainer":
+            # Weights as in the paper's VOC runs; objects cover 15 % of these images.
+            explainer_recipe(config, entropy=3.0, variation=1.0, bounds=1.0, target_area=0.1, non_target_area=0.3)
+        else:
+            real_time_saliency_recipe(config)
+        # A small network on small images takes a higher rate than a pretrained one.
+        config.train.batch_size, config.train.learning_rate = 32, 2e-3
+        config.train.steps = 1500
     return config

@@ -7,7 +7,8 @@ Variants: configs/synthetic_ablation.py:NAME with NAME one of VARIANTS; `full` l
           docs/results.md, from the validation split.
 """
 
-from selfexplain_jax.config import base_config, self_explainer_recipe
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import self_explainer_recipe
 from selfexplain_jax.types import UserError
 
 

@@ -84,16 +84,17 @@ def benchmark_train(config: ml_collections.ConfigDict, *, steps: int = 10, repet
         out_shardings=mesh_lib.replicated(mesh),
     )
     state, train_step = create(jax.random.key(config.seed)), loop.make_step(experiment, mesh)
+    frozen = loop.load_frozen(experiment, mesh)
     measured: Measurement = {"train images/s": [], "step ms": [], "waiting for data %": []}
     for _ in range(2):
-        state, logs = jax.block_until_ready(train_step(state, mesh_lib.to_global(next(iterator), mesh)))
+        state, logs = jax.block_until_ready(train_step(state, mesh_lib.to_global(next(iterator), mesh), *frozen))
     for _ in range(repetitions):
         waited, computed = [], []
         for _ in range(steps):
             started = time.perf_counter()
             batch = next(iterator)
             arrived = time.perf_counter()
-            state, logs = jax.block_until_ready(train_step(state, mesh_lib.to_global(batch, mesh)))
+            state, logs = jax.block_until_ready(train_step(state, mesh_lib.to_global(batch, mesh), *frozen))
             waited.append(arrived - started)
             computed.append(time.perf_counter() - arrived)
         seconds = sum(waited) + sum(computed)

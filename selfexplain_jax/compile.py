@@ -15,7 +15,8 @@ from clu import parameter_overview
 
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
-from selfexplain_jax.training.state import TrainState, create_state
+from selfexplain_jax.training import state as state_lib
+from selfexplain_jax.training.state import TrainState
 from selfexplain_jax.types import Batch
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -46,11 +47,17 @@ def abstract_batch(config: ml_collections.ConfigDict, num_classes: int, mesh: ja
 
 def abstract_state(experiment: loop.Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns shapes, types and sharding of the training state, without computing it."""
-    shapes = jax.eval_shape(
-        lambda rng: create_state(experiment.config, experiment.model, experiment.optimizer, rng), jax.random.key(0)
-    )
     sharding = mesh_lib.replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    return state_lib.abstract_state(experiment.config, experiment.model, experiment.optimizer, sharding)
+
+
+def abstract_frozen(experiment: loop.Experiment, mesh: jax.sharding.Mesh) -> tuple:
+    """Returns shapes, types and sharding of what the step takes behind state and batch; see `loop.make_step`."""
+    if experiment.classifier is None:
+        return ()
+    sharding = mesh_lib.replicated(mesh)
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    return (jax.tree.map(place, experiment.classifier.shapes),)
 
 
 def count_collectives(hlo: str) -> dict[str, int]:
@@ -90,7 +97,7 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None) 
     state = abstract_state(experiment, mesh)
     batch = abstract_batch(config, experiment.dataset.info.num_classes, mesh)
     started = time.monotonic()
-    lowered = loop.make_step(experiment, mesh).lower(state, batch)
+    lowered = loop.make_step(experiment, mesh).lower(state, batch, *abstract_frozen(experiment, mesh))
     traced = time.monotonic()
     compiled = lowered.compile()
     finished = time.monotonic()

@@ -18,7 +18,7 @@ def base_config() -> ml_collections.ConfigDict:
     """Returns the locked default configuration: assigning a key that is not here raises and names the nearest one."""
     config = ml_collections.ConfigDict()
     # "self_explainer": one network whose masks are its classifier. "classifier": the same loop for any network and its
-    # scores alone.
+    # scores alone. "explainer": a network whose masks explain a frozen classifier (config.explainer).
     config.method = "self_explainer"
     # Every random number of a run comes from this one.
     config.seed = 0
@@ -54,6 +54,8 @@ def base_config() -> ml_collections.ConfigDict:
     data.mixup = 0.0
     # 0: every example once per epoch; 1: examples of rare classes are drawn so often that classes come equally often.
     data.balance = 0.0
+    # The term "classification" weighs the positives of rare classes more (sigmoid link): balance.positive_weights.
+    data.positive_weights = False
     # Threads that read and decode, and elements they hold ready, per host.
     data.num_threads = 2
     data.prefetch = 64
@@ -119,6 +121,12 @@ def base_config() -> ml_collections.ConfigDict:
     # Evaluate and explain with the averaged parameters.
     passes.evaluate_ema = False
 
+    config.explainer = explainer = ml_collections.ConfigDict()
+    # The frozen classifier: the --workdir of a run with config.method = "classifier".
+    explainer.classifier = ""
+    # The experiment that makes it, which the message names where it is missing.
+    explainer.classifier_config = ""
+
     # {term: {"weight": w, "start": step, "ramp": steps, ...options of the term}}; absent = off.
     config.objective = config_dict.ConfigDict({"classification": {"weight": 1.0}})
     config.objective.unlock()
@@ -159,46 +167,23 @@ def base_config() -> ml_collections.ConfigDict:
     # Pictures of images, masks and overlays that are written.
     evaluation.pictures = 16
 
+    # --mode=evaluate with methods here compares them, see selfexplain_jax/compare.py.
+    config.comparison = comparison = ml_collections.ConfigDict()
+    # {name: the --workdir of a trained run, or a config file with pretrained weights}
+    comparison.models = config_dict.ConfigDict({})
+    # {label: {"model": a name above, "method": a name in attribution.METHODS or "ground_truth", "options": {...},
+    # "scaling": "as_is" or "min_max"}}; what is left out: the first model, the label, none, what suits the method.
+    comparison.methods = config_dict.ConfigDict({})
+    # {a name in metrics.map_metrics.MAP_METRICS: {...options}}
+    comparison.metrics = config_dict.ConfigDict({})
+    # Present classes of an image that are explained, at most.
+    comparison.classes_per_image = 1
+    # Images in the figure.
+    comparison.figure_images = 6
+
     config.lock()
-    config.data.options.unlock()
-    config.objective.unlock()
-    return config
-
-
-def self_explainer_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Sets the training recipe that docs/results.md arrived at, in place, and returns the config.
-
-    Experiments start from it and change what their data ask for.
-    """
-    # Classification alone until this step; then all passes, their weights growing over `ramp` steps.
-    start, ramp = 300, 200
-    config.train.steps = 2400
-    config.train.batch_size = 32
-    config.train.learning_rate = 4e-3
-    # From a pool that finds the class fast to one near the mean (0), where a few strong cells cannot carry it.
-    config.model.initial_temperature = 0.6
-    config.model.pooling_temperature = 0.25
-    config.model.temperature_steps = 1600
-    # Neighbouring cells share evidence: without it the maps show the grid of the last layer.
-    config.model.map_blur = 0.7
-    # Masks end where the image has an edge.
-    config.model.edge_distances = (4, 2, 1)
-    config.passes.infills = ("zero", "color_noise", "blur")
-    config.passes.evaluator_masks = ("swapped", "complement", "blobs")
-    config.objective = {
-        # Tells classes apart from the first step on; BCE alone would sit on a plateau for a thousand steps.
-        "ranking": {"weight": 1.0},
-        # Ties a logit of 0, a mask of one half, to "present".
-        "classification": {"weight": 1.0, "start": start, "ramp": ramp},
-        "object": {"weight": 2.0, "start": start, "ramp": ramp},
-        "background": {"weight": 1.5, "start": start, "ramp": ramp},
-        "evaluator": {"weight": 2.0, "start": start, "ramp": ramp},
-        "area_target": {"weight": 0.15, "start": start},
-        "area_non_target": {"weight": 0.2, "start": start},
-        "smoothness": {"weight": 0.03, "edge": 2.0, "start": start},
-        # Cells of one colour on one side of the outline, once the passes have said which side is the object.
-        "affinity": {"weight": 10.0, "start": 600, "ramp": 600},
-    }
+    for free in (config.data.options, config.objective, comparison.models, comparison.methods, comparison.metrics):
+        free.unlock()
     return config
 
 

@@ -117,8 +117,8 @@ def write_results(
     metrics |= {name: extra[name] for name in ("train_seconds", "steps") if name in extra}
     commit, dirty = _commit()
     results = {
-        "metrics": _finite(metrics, "metrics"),
-        "counts": _finite(counts, "counts"),
+        "metrics": finite(metrics, "metrics"),
+        "counts": finite(counts, "counts"),
         "seed": int(config.seed),
         "commit": commit,
         "dirty": dirty,
@@ -129,7 +129,7 @@ def write_results(
     clash = sorted(set(results) & set(extra))
     if clash:
         raise UserError(f"extra holds {clash}, which results.json already has: rename them.")
-    results |= _finite(extra, "extra")
+    results |= finite(extra, "extra")
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -298,14 +298,18 @@ def _draw(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     save_grid(path, columns, [row["title"] for row in rows], titles)
 
 
-def _finite(value: Any, name: str) -> Any:
-    """Returns plain JSON values; refuses NaN and infinity by name."""
+def finite(value: Any, name: str) -> Any:
+    """Returns plain JSON values.
+
+    Raises:
+      UserError: a NaN or an infinity, named by its path below `name`.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _finite(item, f"{name}.{key}") for key, item in value.items()}
+        return {str(key): finite(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         value = np.asarray(value).tolist()
     if isinstance(value, list | tuple):
-        return [_finite(item, f"{name}[{place}]") for place, item in enumerate(value)]
+        return [finite(item, f"{name}[{place}]") for place, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} is {value}: results.json takes finite numbers only. Find out where it comes from.")
     return value

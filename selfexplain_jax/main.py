@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from selfexplain_jax import benchmark, evaluate, explain
+from selfexplain_jax import benchmark, compare, evaluate, explain, report
 from selfexplain_jax import compile as compile_check
 from selfexplain_jax.config import load_config
 from selfexplain_jax.training import loop
@@ -89,6 +89,8 @@ def dispatch(values: flags.FlagValues) -> None:
         result = loop.train(config, workdir)
         if config.train.evaluate:
             evaluate_and_write(config, workdir, result)
+    elif values.mode == "evaluate" and len(config.comparison.methods):
+        compare_and_write(config, workdir)
     elif values.mode == "evaluate":
         evaluate_and_write(config, workdir, loop.restore(config, workdir))
     elif values.mode == "explain":
@@ -104,13 +106,24 @@ def dispatch(values: flags.FlagValues) -> None:
 def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: loop.TrainResult) -> None:
     """Evaluates a trained network, writes WORKDIR/results.json and pictures, and says where they are."""
     folder = pathlib.Path(workdir).expanduser()
-    predictor = make_predictor(config, result.dataset.info, result.model, result.state)
+    predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     first = jax.process_index() == 0
     metrics = evaluate.evaluate(predictor, result.dataset, config, pictures_dir=folder / "pictures" if first else None)
     if first:
         extra = {"steps": result.step, "train_seconds": result.train_seconds}
         evaluate.write_results(folder / "results.json", config, metrics, extra=extra)
         print(f"Results: {folder / 'results.json'}\nPictures: {folder / 'pictures'}")
+
+
+def compare_and_write(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Compares the methods of `config.comparison`; writes comparison.json, .md, .csv and a figure, and says where."""
+    folder = pathlib.Path(workdir).expanduser()
+    results = compare.compare(config, folder)
+    evaluate.write_results(folder / "comparison.json", config, {}, extra=results)
+    table = report.comparison_markdown(results)
+    (folder / "comparison.md").write_text(table)
+    (folder / "comparison.csv").write_text(report.comparison_csv(results))
+    print(f"{table}\nComparison: {folder / 'comparison.json'}, .md, .csv\nPictures: {folder / 'pictures'}")
 
 
 def explain_photos(
@@ -121,7 +134,7 @@ def explain_photos(
     classes: Sequence[str] = (),
 ) -> None:
     """Explains photos with a trained network; writes WORKDIR/explained and says so."""
-    predictor = make_predictor(config, result.dataset.info, result.model, result.state)
+    predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     output_dir = pathlib.Path(workdir).expanduser() / "explained"
     explain.explain_folder(predictor, config, images=images, output_dir=output_dir, classes=classes)
     print(f"Explanations: {output_dir}")

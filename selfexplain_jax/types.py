@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
@@ -116,12 +116,22 @@ class Dataset(Protocol):
 class Predictor:
     """A classifier as pure functions: all that attribution, metrics and explaining may see of a model.
 
+    A function that carries arrays is best a `jax.tree_util.Partial(function, arrays)`: compiled methods then take the
+    arrays as arguments, where of any other function they become constants of the program. `attribution.build_predictor`
+    makes a predictor of anybody's functions and checks them.
+
     scores:   images [B, H, W, 3] -> class scores (logits) [B, C].
     probabilities: class scores [B, C] -> probabilities [B, C]: softmax, or sigmoid for multi-label.
     features: images -> features [B, h, w, K], with head(features(x)) == scores(x). Optional.
     head:     features [B, h, w, K] -> class scores [B, C]. Optional.
     masks:    (images, class_ids int32 [B, k]) -> masks in [0, 1], float32 [B, k, H, W], where the model explains
               itself. Optional.
+    layers:   name -> (features, head) of further layers, the deepest first: features(images) as above, and
+              head(features, images) == scores(images), whose images serve paths around the layer. Optional.
+    attention: (images, offsets [L, B, heads, N, N] or None) -> (scores [B, C], attention [L, B, heads, N, N]) of a
+              transformer with L blocks and N tokens, the class token first and then the patches row by row. The
+              offsets are added to the attention (after its softmax), so that the gradient with respect to them at 0 is
+              that with respect to the attention. Optional.
     """
 
     scores: Callable[[jax.Array], jax.Array]
@@ -131,6 +141,9 @@ class Predictor:
     features: Callable[[jax.Array], jax.Array] | None = None
     head: Callable[[jax.Array], jax.Array] | None = None
     masks: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    # A mapping has no hash; predictors that differ in it alone are still told apart by ==.
+    layers: Mapping[str, tuple[Callable, Callable]] = dataclasses.field(default_factory=dict, hash=False)
+    attention: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
     @property
     def num_classes(self) -> int:

@@ -16,6 +16,7 @@ ROOMS = [
     ("__init__",),
     ("types",),
     ("config",),
+    ("recipes",),
     ("pictures",),
     ("data",),
     ("models",),
@@ -23,7 +24,8 @@ ROOMS = [
     ("training",),
     ("attribution",),
     ("metrics",),
-    ("evaluate", "explain", "report"),
+    ("evaluate", "explain", "maps", "report"),
+    ("compare",),
     ("compile", "benchmark"),
     ("main",),
 ]
@@ -104,7 +106,7 @@ def test_tensorflow_stays_in_data_prepare(file):
 
 
 def test_configs_import_no_jax():
-    for file in [*CONFIGS, PACKAGE / "config.py"]:
+    for file in [*CONFIGS, PACKAGE / "config.py", PACKAGE / "recipes.py"]:
         banned = {"jax", "jaxlib", "flax", "optax", "tensorflow", "torch"} & top_level(imports_of(file))
         assert not banned, f"{name_of(file)} imports {banned}"
 

@@ -8,6 +8,8 @@ import pytest
 from selfexplain_jax import attribution
 from selfexplain_jax.types import Predictor, UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZE = 8
 CLASSES = 3
 
@@ -23,22 +25,51 @@ def fake_masks(images, class_ids):
     return jax.nn.sigmoid(maps).transpose(0, 3, 1, 2)
 
 
+def fake_features(images):
+    return jax.nn.relu(fake_maps(images))
+
+
+def fake_head(features):
+    return features.mean(axis=(1, 2))
+
+
+def fake_attention(images, offsets=None):
+    """Two blocks with two heads over a class token and four patches, each of one quarter of the image."""
+    batch = images.shape[0]
+    patches = images.reshape(batch, 2, SIZE // 2, 2, SIZE // 2, 3).mean(axis=(2, 4)).reshape(batch, 4, 3)
+    tokens, seen = jnp.concatenate([patches.mean(axis=1, keepdims=True), patches], axis=1), []  # [B, 5, 3]
+    for block in range(2):
+        logits = jnp.einsum("bqc,bkc,ch->bhqk", tokens, tokens, jnp.array([[3.0, 1.0], [-2.0, 5.0], [1.0, 2.0]]))
+        attention = jax.nn.softmax(logits, axis=-1) + (0.0 if offsets is None else offsets[block])
+        tokens = tokens + jnp.einsum("bhqk,bkc->bqc", attention, tokens)
+        seen.append(attention)
+    return tokens[:, 0], jnp.stack(seen)
+
+
 PREDICTOR = Predictor(
-    scores=lambda images: fake_maps(images).mean(axis=(1, 2)),
+    scores=lambda images: fake_head(fake_features(images)),
     probabilities=jax.nn.sigmoid,
     class_names=("circle", "square", "star"),
     image_size=SIZE,
-    features=fake_maps,
-    head=lambda features: features.mean(axis=(1, 2)),
+    features=fake_features,
+    head=fake_head,
     masks=fake_masks,
+    layers={"middle": (fake_features, lambda features, images: fake_head(features))},
+    attention=fake_attention,
 )
 IMAGES = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
 CLASS_IDS = np.array([[0, 2], [1, 1]])
+# What makes a search of minutes one of milliseconds, where the tests run over the registry.
+SMALL = {
+    "rise": {"num_masks": 12, "cells": 3, "chunk_size": 5},
+    "score_cam": {"chunk_size": 4},
+    "extremal_perturbation": {"steps": 3, "grid_step": 2, "sigma": 3.0, "max_blur": 2.0, "levels": 3},
+}
 
 
 @pytest.mark.parametrize("name", attribution.METHODS)
 def test_method_keeps_the_contract(name):
-    method = attribution.build_method(name)
+    method = attribution.build_method(name, **SMALL.get(name, {}))
     rng = jax.random.key(0)
     saliency = method(PREDICTOR, IMAGES, CLASS_IDS, rng=rng)
     assert saliency.shape == (2, 2, SIZE, SIZE)
@@ -51,7 +82,7 @@ def test_method_keeps_the_contract(name):
 
 @pytest.mark.parametrize("name", attribution.METHODS)
 def test_method_works_under_jit(name):
-    method = attribution.build_method(name)
+    method = attribution.build_method(name, **SMALL.get(name, {}))
     rng = jax.random.key(0)
     jitted = jax.jit(lambda images, class_ids: method(PREDICTOR, images, class_ids, rng=rng))
     np.testing.assert_allclose(
@@ -61,11 +92,42 @@ def test_method_works_under_jit(name):
 
 @pytest.mark.parametrize("name", attribution.METHODS)
 def test_batch_equals_singles(name):
-    method = attribution.build_method(name)
+    method = attribution.build_method(name, **SMALL.get(name, {}))
     rng = jax.random.key(0)
     together = method(PREDICTOR, IMAGES, CLASS_IDS, rng=rng)
     singles = [method(PREDICTOR, IMAGES[i : i + 1], CLASS_IDS[i : i + 1], rng=rng) for i in range(2)]
     np.testing.assert_allclose(together, np.concatenate(singles), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", attribution.METHODS)
+def test_second_call_compiles_nothing(name):
+    method, compiled = attribution.build_method(name, **SMALL.get(name, {})), []
+
+    def listen(event, duration, **_):
+        if "compile" in event:
+            compiled.append(event)
+
+    ids = [jnp.asarray(CLASS_IDS), jnp.asarray(CLASS_IDS[::-1].copy())]
+    rngs = [jax.random.key(0), jax.random.key(1)]
+    images = [jnp.asarray(IMAGES), jnp.asarray(-IMAGES)]
+    jax.block_until_ready(method(PREDICTOR, images[0], ids[0], rng=rngs[0]))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.block_until_ready(method(PREDICTOR, images[1], ids[1], rng=rngs[1]))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+
+
+@pytest.mark.parametrize("name", attribution.METHODS)
+def test_no_method_hides_a_nan(name):
+    broken = IMAGES.copy()
+    broken[0, 2, 3] = np.nan
+    method = attribution.build_method(name, **SMALL.get(name, {}))
+    maps = np.asarray(method(PREDICTOR, broken, CLASS_IDS, rng=jax.random.key(0)))
+    blind = name in ("constant", "centre")  # They look at no image.
+    assert np.isnan(maps[0]).any() != blind
+    assert np.isfinite(maps[1]).all(), "the other image is none the worse"
 
 
 def test_learned_gives_the_mask_of_the_class_asked_for():

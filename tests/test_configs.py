@@ -1,6 +1,7 @@
 """Every experiment in configs/, in every variant: it loads, says how to run it, and its real step can be traced."""
 
 import importlib.util
+import inspect
 import pathlib
 import re
 
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from selfexplain_jax.compile import abstract_batch, abstract_state
+from selfexplain_jax import compare
+from selfexplain_jax.compile import abstract_batch, abstract_frozen, abstract_state
 from selfexplain_jax.config import base_config, load_config
-from selfexplain_jax.training import loop
+from selfexplain_jax.data import build_dataset
+from selfexplain_jax.metrics.map_metrics import MAP_METRICS
+from selfexplain_jax.training import frozen, loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.passes import explanations_start
-from selfexplain_jax.types import UserError
+from selfexplain_jax.types import Predictor, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -33,6 +37,10 @@ SPECS = [
     for file in FILES
     for suffix in ("", *(f":{variant}" for variant in getattr(module_of(file), "VARIANTS", ())))
 ]
+
+
+# Those that train something; the others compare what was trained.
+TRAINED = [spec for spec in SPECS if "/compare_" not in spec]
 
 
 def load(spec):
@@ -70,25 +78,50 @@ def traced():
 
 
 def costly(spec):
-    """Marks the many variants of an ablation as slow; its default, and all other experiments, are always traced."""
-    return pytest.param(spec, marks=pytest.mark.slow) if "_ablation.py:" in spec else spec
+    """Marks the variants of an ablation and large networks as slow: 2 to 20 s each; the others are always traced."""
+    small = any(spec.startswith(f"configs/{name}") for name in ("synthetic", "mnist", "folder"))
+    return pytest.param(spec, marks=pytest.mark.slow) if "_ablation.py:" in spec or not small else spec
 
 
-@pytest.mark.parametrize("spec", [costly(spec) for spec in SPECS])
+def build(config):
+    """The experiment; an Explainer's classifier is that of its `classifier_config`, without weights."""
+    if config.method != "explainer":
+        return loop.build(config)
+    return loop.build(config, frozen.from_config(load(config.explainer.classifier_config)))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_parts_fit_together(spec):
+    experiment = build(load(spec))
+    assert (experiment.classifier is not None) == (experiment.config.method == "explainer")
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if load(spec).method == "explainer"])
+def test_explainers_say_which_command_makes_their_classifier(spec):
+    config = load(spec)
+    with pytest.raises(UserError, match="no trained classifier") as error:
+        loop.build(config)
+    command = f"--config={config.explainer.classifier_config} --workdir={config.explainer.classifier}"
+    assert command in str(error.value)
+    assert load(config.explainer.classifier_config).method == "classifier"
+
+
+@pytest.mark.parametrize("spec", [costly(spec) for spec in TRAINED])
 def test_real_step_can_be_traced_with_the_true_shapes(spec, traced):
     config = load(spec)
-    experiment, mesh = loop.build(config), mesh_lib.make_mesh()
-    step = (experiment.model, config.passes, config.objective, config.train, config.data.image_size)
+    experiment, mesh = build(config), mesh_lib.make_mesh()
+    step = (config.method, experiment.model, config.passes, config.objective, config.train, config.data.image_size)
     if step in traced:
         return
     traced.append(step)
     state = abstract_state(experiment, mesh)
     batch = abstract_batch(config, experiment.dataset.info.num_classes, mesh)
+    arguments = (state, batch, *abstract_frozen(experiment, mesh))
     before = explanations_start(config) > 0
     after = explanations_start(config) < config.train.steps
     assert before or after
     for explain in [False] * before + [True] * after:
-        new_state, logs = jax.eval_shape(loop.make_step(experiment, mesh, explain), state, batch)
+        new_state, logs = jax.eval_shape(loop.make_step(experiment, mesh, explain), *arguments)
         described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
         assert described(new_state) == described(state)
         assert {"loss", "accuracy", "gradient_norm"} <= set(logs)
@@ -97,11 +130,23 @@ def test_real_step_can_be_traced_with_the_true_shapes(spec, traced):
             assert {name for name in logs if name.startswith("term/")} == {f"term/{name}" for name in config.objective}
 
 
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in TRAINED])
+def test_comparisons_name_methods_metrics_and_options_that_exist(spec):
+    config = load(spec)
+    info = build_dataset(config).info
+    predictor = Predictor(lambda images: images.mean(axis=(1, 2)), lambda z: z, info.class_names, info.image_size)
+    columns = compare.make_columns(config, dict.fromkeys(config.comparison.models, predictor))
+    assert len(columns) == len(config.comparison.methods) > 1
+    for name, options in compare.choose_metrics(config, info).items():
+        known = inspect.signature(MAP_METRICS[name].measure).parameters
+        assert set(options) <= set(known)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_header_says_what_it_is_and_how_to_run_it(file):
     header = module_of(file).__doc__
     assert header and len(header.strip().splitlines()) >= 3
-    command = re.search(r"python -m selfexplain_jax\.main (.*)", header)
+    command = re.search(r"python -m selfexplain_jax\.main ((?:.*\\\n)*.*)", header)
     assert command, f"{file.name}: no command line in its header"
     assert f"--config=configs/{file.name}" in command.group(1) and "--workdir=" in command.group(1)
 

@@ -284,3 +284,31 @@ def test_bad_config_is_refused_before_anything_is_written(tmp_path, case):
 def test_restore_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         loop.restore(tiny_config(), str(tmp_path))
+
+
+def test_positive_weights_come_from_the_labels_of_the_train_split_and_reach_the_loss():
+    config = tiny_config()
+    assert loop.positive_weights(loop.build(config)) == ()
+    config.data.positive_weights = True
+    experiment = loop.build(config)
+    weights = loop.positive_weights(experiment)
+    source = experiment.dataset.source("train")
+    count = np.sum([source[i]["label"] for i in range(len(source))], axis=0)
+    np.testing.assert_allclose(weights, np.clip((64 - count) / count, 1 / 20, 20), rtol=1e-6)
+    # One present class in eight: its share of the loss grows about sevenfold.
+    mesh = mesh_lib.make_mesh()
+    create, _ = loop._state_creation(experiment, mesh)
+    batch = mesh_lib.to_global(next(loop.train_iterator(experiment.dataset, config)), mesh)
+    losses = []
+    for on in (False, True):
+        config.data.positive_weights = on
+        step = loop.make_step(loop.build(config), mesh, False)
+        losses.append(float(step(create(jax.random.key(0)), batch)[1]["term/classification"]))
+    assert losses[1] > 2 * losses[0]
+
+
+def test_positive_weights_need_the_sigmoid_link():
+    config = tiny_config()
+    config.data.positive_weights, config.model.link = True, "softmax"
+    with pytest.raises(UserError, match="positive_weights is for config.model.link = 'sigmoid'"):
+        loop.build(config)

@@ -6,6 +6,7 @@ import pytest
 
 from selfexplain_jax.metrics import parts
 from selfexplain_jax.models import masking
+from selfexplain_jax.types import Predictor
 
 
 def test_saliency_score_counts_each_class_once_and_floors_the_area():
@@ -65,3 +66,29 @@ def test_part_sums():
     for name, answer in expected.items():
         np.testing.assert_allclose(sums[name][0] / sums[name][1], answer, atol=1e-6)
     assert parts.part_sums(mask, on_object, on_background, label, jnp.asarray([1.0, 0]))["object_probability"][0] == 1
+
+
+def test_class_specific_table():
+    # Class c's score is the sum of column c; each mask shows its own column at strength .65, so at 6 of 9 thresholds.
+    predictor = Predictor(
+        scores=lambda images: images[:, 0, :, 0],
+        probabilities=lambda scores: scores,
+        class_names=("a", "b"),
+        image_size=2,
+    )
+    images = jnp.asarray([[[[0.9], [0.2]]], [[[0.4], [0.8]]], [[[jnp.nan], [1.0]]]]) * jnp.ones((3, 1, 2, 3))
+    images = jnp.concatenate([images, images], axis=1)
+    masks = jnp.zeros((3, 2, 2, 2)).at[:, 0, :, 0].set(0.65).at[:, 1, :, 1].set(0.65)
+    label, valid = jnp.asarray([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]), jnp.asarray([1.0, 1.0, 0.0])
+    class_ids = jnp.asarray([[0, 1]] * 3)
+    sums, counts = parts.class_specific_sums(predictor, images, class_ids, masks, label, valid, chunk_size=4)
+    np.testing.assert_array_equal(counts, [[2, 2, 2], [1, 1, 1]])
+    share = 6 / 9
+    expected = [[(0.9 + 0.4) * share, 0, 1.3], [0, 0.8 * share, 0.8]]
+    np.testing.assert_allclose(sums, expected, atol=1e-6)
+    table = parts.class_specific_table(sums, counts)
+    assert table["class_specific_own"] == pytest.approx((0.65 + 0.8) * share / 2, rel=1e-5)
+    assert table["class_specific_other"] == 0
+    assert table["class_specific_unmasked"] == pytest.approx((0.65 + 0.8) / 2, rel=1e-5)
+    empty = parts.class_specific_table(np.zeros((2, 3)), np.zeros((2, 3)))
+    assert empty["class_specific_own"] is None and empty["class_specific_table"] == [[None, None], [None, None]]

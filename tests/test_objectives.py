@@ -34,6 +34,7 @@ def term(name, outputs, label, link="sigmoid", **options):
 MASKS = {"target_mask": [[0.25], [0.75]], "non_target_mask": [[0.5], [0.25]], "image": np.zeros((2, 1, 3))}
 CORNER = {"target_mask": [[0.2, 0.6], [0.2, 0.2]], "non_target_mask": np.ones((2, 2)), "image": np.zeros((2, 2, 3))}
 SCORES = [LN3, 0.0]
+WEIGHTED = {"scores": SCORES, "positive_weights": [3.0, 0.5]}
 SHOWN = {"object_scores": [SCORES, [9.0, 9.0]], "object_label": [[1, 0], [0, 0]], "object_valid": [1, 0]}
 
 # Of four cells at (.9, .6, .3, .2) one is to be 1 at least and two at most: (.1 + .3 + .2) / 4.
@@ -43,6 +44,7 @@ BOUNDS = {"lower": 0.25, "upper": 0.5}
 # Three by three cells that all say (log 3, 0), but for the middle one.
 RING = np.broadcast_to(np.asarray([LN3, 0.0]), (3, 3, 2)).copy()
 RING[1, 1] = 9.0
+SQUARE = {"form": "probability", "power": 2.0}
 
 # term, link, options, label, outputs, value
 TWO_CELLS = {"target_mask": [[0.3, 0.8]]}
@@ -52,6 +54,8 @@ BY_HAND = [
     ("classification", "softmax", {}, [1, 1], {"scores": SCORES}, (math.log(4 / 3) + math.log(4)) / 2),
     ("classification", "sigmoid", {}, [1, 0], {"scores": SCORES}, (math.log(4 / 3) + math.log(2)) / 2),
     ("classification", "sigmoid", {}, [0, 0], {"scores": SCORES}, (math.log(4) + math.log(2)) / 2),
+    ("classification", "sigmoid", {}, [1, 0], WEIGHTED, (3 * math.log(4 / 3) + math.log(2)) / 2),
+    ("classification", "sigmoid", {}, [0, 1], WEIGHTED, (math.log(4) + 0.5 * math.log(2)) / 2),
     ("ranking", "sigmoid", {}, [0, 1], {"scores": SCORES}, math.log(4)),
     ("ranking", "sigmoid", {}, [0, 0], {"scores": SCORES}, 0.0),
     ("object", "softmax", {}, [1, 0], SHOWN, math.log(4 / 3)),
@@ -89,6 +93,33 @@ BY_HAND = [
         math.log(2) - math.log(4) + 0.75 * LN3,
     ),
     ("background", "sigmoid", {"form": "uniform"}, [1, 0], {"background_scores": [4.0, 4.0]}, 0.0),
+    # Half of that, with two classes.
+    (
+        "background",
+        "sigmoid",
+        {"form": "mean_entropy"},
+        [1, 0],
+        {"background_scores": SCORES},
+        (math.log(2) - math.log(4) + 0.75 * LN3) / 2,
+    ),
+    # The square of 3/4; of the mean of 3/4 and 1/2; nothing without a class.
+    ("background", "sigmoid", SQUARE, [1, 0], {"background_scores": SCORES}, 9 / 16),
+    ("background", "softmax", SQUARE, [0, 1], {"background_scores": SCORES}, 1 / 16),
+    ("background", "sigmoid", SQUARE, [1, 1], {"background_scores": SCORES}, 25 / 64),
+    ("background", "sigmoid", SQUARE, [0, 0], {"background_scores": SCORES}, 0.0),
+    # Nothing is asked of the class that is not shown.
+    ("object", "sigmoid", {"target": "present"}, [1, 0], SHOWN, math.log(4 / 3)),
+    ("object", "softmax", {"target": "present"}, [1, 0], SHOWN, math.log(4 / 3)),
+    (
+        "object",
+        "sigmoid",
+        {"target": "present"},
+        [1, 1],
+        {"object_scores": [SCORES], "object_label": [[1, 1]], "object_valid": [1]},
+        (math.log(4 / 3) + math.log(2)) / 2,
+    ),
+    # Of the differences down, 0 and .4, and right, .4 and 0, the squares.
+    ("squared_smoothness", "sigmoid", {}, [1, 0], CORNER, 0.08 + 0.08),
     ("evaluator", "softmax", {}, [0, 1], {"evaluator_scores": SCORES}, math.log(4)),
     ("evaluator", "sigmoid", {}, [0, 1], {"evaluator_scores": SCORES}, (math.log(4) + math.log(2)) / 2),
     ("area_target", "sigmoid", {}, [1, 0], MASKS, 0.5),
@@ -115,7 +146,9 @@ def test_terms_by_hand(name, link, options, label, outputs, expected):
 def test_every_term_has_a_value_by_hand():
     assert {row[0] for row in BY_HAND} == set(TERMS)
     choices = {(row[0], option, value) for row in BY_HAND for option, value in row[2].items()}
-    assert choices >= {("object", "target", "relative"), ("background", "form", "entropy")}
+    # The other values are those that stand where nothing is said.
+    assert choices >= {("object", "target", value) for value in ("relative", "present")}
+    assert choices >= {("background", "form", value) for value in compose.CHOICES["background", "form"][1:]}
 
 
 # ---- What every term promises ----------------------------------------------------------------------------------------

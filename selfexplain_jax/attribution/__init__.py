@@ -2,6 +2,7 @@
 
 The contract: `fn(predictor, images [B, H, W, 3], class_ids int32 [B, k], *, rng=None, **options)` returns a saliency
 map float32 [B, k, H, W] at image size. Pure JAX; it sees a `Predictor` and never a model class; it chooses no class.
+A NaN that a network gives stays a NaN in the map. `build_predictor` makes a predictor of anybody's functions.
 """
 
 from __future__ import annotations
@@ -10,9 +11,17 @@ import functools
 import inspect
 from collections.abc import Callable
 
+from selfexplain_jax.attribution.attention import attention_relevance, attention_rollout
+from selfexplain_jax.attribution.cam import cam, grad_cam, grad_cam_plus_plus
 from selfexplain_jax.attribution.controls import centre, constant, edges, ground_truth
+from selfexplain_jax.attribution.extremal_perturbation import extremal_perturbation
+from selfexplain_jax.attribution.gradient import gradient, gradient_x_input, integrated_gradients, smooth_grad
+from selfexplain_jax.attribution.guided import guided_backpropagation
 from selfexplain_jax.attribution.inputs import check_inputs
 from selfexplain_jax.attribution.learned import learned
+from selfexplain_jax.attribution.predictor import build_predictor
+from selfexplain_jax.attribution.rise import rise, rise_from_masks
+from selfexplain_jax.attribution.score_cam import score_cam
 from selfexplain_jax.types import UserError
 
 METHODS: dict[str, Callable] = {
@@ -20,9 +29,22 @@ METHODS: dict[str, Callable] = {
     "constant": constant,
     "centre": centre,
     "edges": edges,
+    "cam": cam,
+    "grad_cam": grad_cam,
+    "grad_cam_plus_plus": grad_cam_plus_plus,
+    "gradient": gradient,
+    "gradient_x_input": gradient_x_input,
+    "smooth_grad": smooth_grad,
+    "integrated_gradients": integrated_gradients,
+    "score_cam": score_cam,
+    "rise": rise,
+    "extremal_perturbation": extremal_perturbation,
+    "guided_backpropagation": guided_backpropagation,
+    "attention_rollout": attention_rollout,
+    "attention_relevance": attention_relevance,
 }
 
-__all__ = ["METHODS", "build_method", "centre", "check_inputs", "constant", "edges", "ground_truth", "learned"]
+__all__ = ["METHODS", "build_method", "build_predictor", "check_inputs", "ground_truth", "rise_from_masks", *METHODS]
 
 
 def build_method(name: str, **options) -> Callable:

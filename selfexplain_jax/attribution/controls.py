@@ -102,7 +102,7 @@ def edges(predictor: Predictor, images: jax.Array, class_ids: jax.Array, *, rng:
     largest = magnitude.max(axis=(1, 2), keepdims=True)
     # A flat image leaves only rounding noise, which must not be blown up to 1.
     noise = 1e-5 * jnp.maximum(1.0, jnp.abs(images).max(axis=(1, 2, 3))[:, None, None])
-    scaled = jnp.where(largest > noise, magnitude / jnp.maximum(largest, noise), 0.0)
+    scaled = jnp.where(largest <= noise, 0.0, magnitude / jnp.maximum(largest, noise))  # NaN stays NaN
     return jnp.broadcast_to(scaled[:, None], (*class_ids.shape, height, width))
 
 

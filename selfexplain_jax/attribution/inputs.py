@@ -1,6 +1,8 @@
-"""What every attribution method checks before it computes."""
+"""What every attribution method checks before it computes, and how it hands functions to compiled code."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -44,3 +46,24 @@ def check_inputs(predictor: Predictor, images: jax.Array, class_ids: jax.Array) 
                 f" {', '.join(predictor.class_names[:20])}{' ...' if predictor.num_classes > 20 else ''}."
             )
     return jnp.asarray(images, jnp.float32), jnp.asarray(class_ids, jnp.int32)
+
+
+def traceable(function: Callable) -> jax.tree_util.Partial:
+    """The function as a pytree, which a jitted function takes as an ordinary argument.
+
+    A `jax.tree_util.Partial` stays what it is: the arrays in it are arguments of the compiled program. Anything else is
+    told apart by its hash, so the same function never compiles twice.
+
+    Raises:
+      UserError: a function that has no hash.
+    """
+    if isinstance(function, jax.tree_util.Partial):
+        return function
+    try:
+        hash(function)
+    except TypeError:
+        raise UserError(
+            f"A predictor's functions must be hashable, and {type(function).__name__} is not: give"
+            " jax.tree_util.Partial(function, arrays), or a plain function that calls it."
+        ) from None
+    return jax.tree_util.Partial(function)

@@ -2,7 +2,8 @@
 
 `METRICS` holds those of a map against ground truth: `fn(mask, truth, weight) -> (value [B], defined [B])` on float32
 [B, H, W]; adding one is one function and one line here. `sum_and_count` turns the values of a batch into a pair that
-can be added over padded batches and hosts and divided once at the end.
+can be added over padded batches and hosts and divided once at the end. `map_metrics.MAP_METRICS` holds what a
+comparison of attribution methods measures of their maps, also with the classifier's help; it builds on these.
 """
 
 from __future__ import annotations

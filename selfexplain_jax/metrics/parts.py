@@ -9,10 +9,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from selfexplain_jax.metrics import sum_and_count
+from selfexplain_jax.metrics import faithfulness, segmentation, sum_and_count
 from selfexplain_jax.models import masking
-from selfexplain_jax.types import SumCount
+from selfexplain_jax.types import Predictor, SumCount
 
 SMALLEST_AREA = 0.05
 """Areas below this count as this in the saliency score, as in Dabkowski & Gal."""
@@ -118,3 +119,84 @@ def part_sums(
         "background_probability": present_probability(on_background, label),
     }
     return {name: sum_and_count(value, valid > 0, valid) for name, value in values.items()}
+
+
+def class_specific_sums(
+    predictor: Predictor,
+    images: jax.Array,
+    class_ids: jax.Array,
+    masks: jax.Array,
+    label: jax.Array,
+    valid: jax.Array,
+    *,
+    chunk_size: int = faithfulness.CHUNK_SIZE,
+) -> SumCount:
+    """Returns sums and counts of the class-specific table, float32 [C, C + 1] each.
+
+    Row i, column j: the mean over thresholds .1 to .9 of p_i(x [S_j > threshold]) on images x that show class i, the
+    rest at the mean colour; in column C, p_i(x). A mask that is specific to its class keeps p_i on the diagonal and
+    loses it beside it (Stalder et al. 2022). To fill the table ask for absent classes' maps too.
+
+    Args:
+      predictor: its scores and probabilities are asked.
+      images: [B, H, W, 3], normalised.
+      class_ids: int32 [B, k].
+      masks: [B, k, H, W] in [0, 1].
+      label: [B, C], multi-hot.
+      valid: [B], 0 for padding.
+      chunk_size: images shown at once.
+    """
+    arrays = (jnp.asarray(array) for array in (images, class_ids, masks, label, valid))
+    return _class_specific_sums(predictor.scores, predictor.probabilities, *arrays, chunk_size=chunk_size)
+
+
+def class_specific_table(sums: np.ndarray, counts: np.ndarray) -> dict[str, object]:
+    """Returns the class-specific numbers from sums over the data set; None where no image gives one.
+
+    "class_specific_own" (mean of the diagonal; high is good), "class_specific_other" (mean beside it; low is good),
+    "class_specific_unmasked" (what the probabilities are on the images), each a mean over table cells, as published;
+    and "class_specific_table" [C][C], rows by the images' class, columns by the mask's, None where nothing was counted.
+
+    Args:
+      sums: [C, C + 1] from `class_specific_sums`.
+      counts: [C, C + 1].
+    """
+    sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    table, unmasked = means[:, :-1], means[:, -1]
+    own = np.eye(len(table), dtype=bool)
+
+    def mean(values):
+        values = values[~np.isnan(values)]
+        return float(values.mean()) if values.size else None
+
+    return {
+        "class_specific_own": mean(table[own]),
+        "class_specific_other": mean(table[~own]),
+        "class_specific_unmasked": mean(unmasked),
+        "class_specific_table": [[None if np.isnan(cell) else float(cell) for cell in row] for row in table],
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("scores", "probabilities", "chunk_size"))
+def _class_specific_sums(scores, probabilities, images, class_ids, masks, label, valid, *, chunk_size):
+    batch, classes, height, width = masks.shape
+    num_classes = label.shape[1]
+    flat = masks.reshape(-1, height, width)  # [B * k, H, W]
+    thresholds = jnp.asarray(segmentation.CURVE_THRESHOLDS, jnp.float32)
+
+    def through_mask(pair, step):
+        seen = (flat[pair] > thresholds[step][:, None, None])[..., None]
+        return probabilities(scores(jnp.where(seen, images[pair // classes], 0)))
+
+    masked = faithfulness.in_chunks(through_mask, batch * classes, len(thresholds), chunk_size).mean(axis=1)
+    whole = faithfulness.in_chunks(lambda row, _: probabilities(scores(images[row])), batch, 1, chunk_size)  # [B, 1, C]
+    found = jnp.concatenate([masked.reshape(batch, classes, num_classes), whole], axis=1)  # [B, k + 1, C]
+    columns = jax.nn.one_hot(class_ids, num_classes + 1)  # [B, k, C + 1]
+    last = jnp.broadcast_to(jax.nn.one_hot(num_classes, num_classes + 1), (batch, 1, num_classes + 1))
+    columns = jnp.concatenate([columns, last], axis=1)
+    shown = label * valid[:, None]
+    # Padding may hold anything, and 0 times NaN is NaN.
+    found = jnp.where(shown[:, None, :] > 0, found, 0)
+    sums = jnp.einsum("bmi,bmj->ij", found, columns, precision="highest")
+    return sums, jnp.einsum("bi,bmj->ij", shown, columns)

@@ -7,7 +7,7 @@ the list of them, and the one place where the pipeline's normalisation is turned
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -132,10 +132,28 @@ class Classifier(nn.Module):
     def has_spatial_features(self) -> bool:
         return self.backbone.spatial_features
 
-    def __call__(self, images: jax.Array, train: bool = False, temperature: jax.Array | None = None):
-        """Images [B, H, W, 3]; `temperature` is that of a pool of maps, of which there are none here."""
+    @property
+    def has_attention(self) -> bool:
+        return hasattr(self.backbone, "attend")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(f"stride{stride}" for stride in reversed(self.backbone.strides))
+
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        temperature: jax.Array | None = None,
+        given: Mapping[str, jax.Array] | None = None,
+    ):
+        """Images [B, H, W, 3]; `temperature` is that of a pool of maps, of which there are none here.
+
+        `given` holds features by the names of `layers`, in the place of those that the images give.
+        """
         del temperature
-        return self.backbone(self.input_change(images), train)
+        # A transformer has no layers in the plane of the image, and so takes none.
+        return self.backbone(self.input_change(images), train, *([given] if given else []))
 
     def features(self, images: jax.Array) -> jax.Array:
         """Images to the features that the head reads; [B, h, w, K] unless the network is a transformer."""
@@ -144,6 +162,10 @@ class Classifier(nn.Module):
     def head(self, features: jax.Array) -> jax.Array:
         """Features to scores [B, C]."""
         return self.backbone.head(features)
+
+    def attend(self, images: jax.Array, offsets: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Scores [B, C] and attention [L, B, heads, N, N], to which the offsets of that shape are added."""
+        return self.backbone.attend(self.input_change(images), offsets)
 
 
 def build_classifier(config, info: DatasetInfo) -> Classifier:

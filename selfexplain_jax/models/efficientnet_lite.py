@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -93,14 +94,22 @@ class EfficientNetLite(nn.Module):
         self.top_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
         self.classifier = nn.Dense(self.num_classes)
 
-    def encode(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Images [B, H, W, 3] to {"stride2": [B, H / 2, W / 2, 16], ..., "stride32": [B, H / 32, W / 32, 320]}."""
-        averages = not train or self.frozen_norm
+    def encode(
+        self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None
+    ) -> dict[str, jax.Array]:
+        """Images [B, H, W, 3] to {"stride2": [B, H / 2, W / 2, 16], ..., "stride32": [B, H / 32, W / 32, 320]}.
+
+        Features in `given`, by these names, stand in for those computed.
+        """
+        averages, given = not train or self.frozen_norm, given or {}
         x = nn.relu6(self.stem_norm(self.stem_conv(images), use_running_average=averages))
         stride, endpoints = 2, {}
-        for block in self.block:
+        for block, following in zip(self.block, [*self.block[1:], None], strict=True):
             stride *= block.stride
-            endpoints[f"stride{stride}"] = x = block(x, train)
+            x = block(x, train)
+            if following is None or following.stride > 1:  # the last of this stride
+                x = given.get(f"stride{stride}", x)
+                endpoints[f"stride{stride}"] = x
         return endpoints
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -111,9 +120,9 @@ class EfficientNetLite(nn.Module):
         """Features to scores [B, C]: their mean over space, and a linear layer."""
         return self.classifier(features.mean(axis=(1, 2))).astype(jnp.float32)
 
-    def __call__(self, images: jax.Array, train: bool = False):
+    def __call__(self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None):
         """Images, normalised as (pixel - 127) / 128, to `(scores [B, C], endpoints)`."""
-        endpoints = self.encode(images, train)
+        endpoints = self.encode(images, train, given)
         features = self._top(endpoints, train)
         return self.head(features), endpoints | {"features": features}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -82,10 +84,23 @@ class EncoderUNet(nn.Module):
 
     draws_maps = True
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(f"stride{stride}" for stride in reversed(self.backbone.strides))
+
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, temperature: jax.Array | None = None):
-        """Images [B, H, W, 3] of the pipeline; `temperature` stands in for that of the pool."""
-        endpoints = self.backbone.encode(self.input_change(images), train)
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        temperature: jax.Array | None = None,
+        given: Mapping[str, jax.Array] | None = None,
+    ):
+        """Images [B, H, W, 3] of the pipeline; `temperature` stands in for that of the pool.
+
+        `given` holds features by the names of `layers`, in the place of those that the images give.
+        """
+        endpoints = self.backbone.encode(self.input_change(images), train, given)
         decode = self._decode if self.decoder == "unet" else self._atrous
         x = decode(endpoints, train)  # [B, H / stride, W / stride, width]
         bias = nn.initializers.constant(self.bias)

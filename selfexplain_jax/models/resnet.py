@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -112,17 +114,27 @@ class ResNet(nn.Module):
             setattr(self, f"layer{stage + 1}", blocks)
         self.classifier = nn.Dense(self.num_classes)
 
-    def encode(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Images [B, H, W, 3] to {"stride2": [B, H / 2, W / 2, 64], ...}; the last stride holds the last stage."""
-        averages = not train or self.frozen_norm
+    def encode(
+        self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None
+    ) -> dict[str, jax.Array]:
+        """Images [B, H, W, 3] to {"stride2": [B, H / 2, W / 2, 64], ...}; the last stride holds the last stage.
+
+        Features in `given`, by these names, stand in for those computed.
+        """
+        averages, given = not train or self.frozen_norm, given or {}
         x = nn.relu(self.bn1(self.conv1(images), use_running_average=averages))
+        x = given.get("stride2", x)
         endpoints, stride = {"stride2": x}, 4
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage in range(len(self.depths)):
-            for block in getattr(self, f"layer{stage + 1}"):
+        stages = [getattr(self, f"layer{stage + 1}") for stage in range(len(self.depths))]
+        for blocks, following in zip(stages, [*stages[1:], None], strict=True):
+            for block in blocks:
                 x = block(x, train)
                 stride *= block.stride
-            endpoints[f"stride{stride}"] = x
+            # A dilated stage has the stride of the one before, whose features it replaces.
+            if following is None or following[0].stride > 1:
+                x = given.get(f"stride{stride}", x)
+                endpoints[f"stride{stride}"] = x
         return endpoints
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -133,8 +145,8 @@ class ResNet(nn.Module):
         """Features to scores [B, C]: their mean over space, and a linear layer."""
         return self.classifier(features.mean(axis=(1, 2))).astype(jnp.float32)
 
-    def __call__(self, images: jax.Array, train: bool = False):
+    def __call__(self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None):
         """Images, normalised by ImageNet's mean and standard deviation, to `(scores [B, C], endpoints)`."""
-        endpoints = self.encode(images, train)
+        endpoints = self.encode(images, train, given)
         features = endpoints[f"stride{self.output_stride}"]
         return self.head(features), endpoints | {"features": features}

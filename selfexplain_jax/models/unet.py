@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -96,7 +98,8 @@ def finish_maps(
 
 
 class UNet(nn.Module):
-    """Residual U-Net; returns `(scores [B, C], endpoints)` with endpoints["logit_maps"] [B, H / stride, W / stride, C].
+    """Residual U-Net; returns `(scores [B, C], endpoints)` with endpoints["logit_maps"] [B, H / stride, W / stride, C]
+    and, of the encoder, "level0" [B, H / stem, W / stem, widths[0]], "level1" at half of that, and so on.
 
     Images enter by space-to-depth with the stem stride, and the logit maps leave by depth-to-space to the mask stride:
     every layer works at a low resolution with many channels, which costs a fraction of a full-resolution level.
@@ -138,9 +141,23 @@ class UNet(nn.Module):
 
     draws_maps = True
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(f"level{level}" for level in reversed(range(len(self.widths))))
+
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, temperature: jax.Array | None = None):
-        """Images [B, H, W, 3], H and W divisible by `size_divisor`; `temperature` stands in for that of the pool."""
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        temperature: jax.Array | None = None,
+        given: Mapping[str, jax.Array] | None = None,
+    ):
+        """Images [B, H, W, 3], H and W divisible by `size_divisor`; `temperature` stands in for that of the pool.
+
+        `given` holds features by the names of `layers`, in the place of those that the images give.
+        """
+        given = given or {}
         entry = local_contrast(images) if self.local_contrast else images
         x = space_to_depth(entry, self.stem_stride)  # [B, H / stem, W / stem, 3 stem^2]
         x = nn.Conv(self.widths[0], (3, 3), name="stem")(x)
@@ -150,6 +167,7 @@ class UNet(nn.Module):
                 x = nn.Dense(width, name=f"down{level}")(space_to_depth(x, 2))
             for i in range(self.encoder_depth):
                 x = ResidualConv(self.norm, name=f"encoder{level}_{i}")(x, train)
+            x = given.get(f"level{level}", x)
             skips.append(x)
         for level in reversed(range(len(self.widths) - 1)):
             x = nn.relu(Norm(self.norm, name=f"up_norm{level}")(x, train))
@@ -170,7 +188,8 @@ class UNet(nn.Module):
         logit_maps = finish_maps(logit_maps, images, self.map_blur, self.edge_distances, self.edge_scale)
         temperature = self.pooling_temperature if temperature is None else temperature
         scores = pooling.pool(logit_maps, self.pooling, temperature)
-        return scores, {"logit_maps": logit_maps, "features": x}
+        levels = {f"level{level}": skip for level, skip in enumerate(skips)}
+        return scores, levels | {"logit_maps": logit_maps, "features": x}
 
 
 def size_divisor(stem_stride: int, widths: tuple[int, ...]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,16 +63,23 @@ class VGG(nn.Module):
             self.hidden1 = nn.Dense(self.hidden[1])
         self.classifier = nn.Dense(self.num_classes)
 
-    def encode(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Images [B, H, W, 3] to {"stride1": [B, H, W, 64], ..., "stride32": [B, H / 32, W / 32, 512]}."""
+    def encode(
+        self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None
+    ) -> dict[str, jax.Array]:
+        """Images [B, H, W, 3] to {"stride1": [B, H, W, 64], ..., "stride32": [B, H / 32, W / 32, 512]}.
+
+        Features in `given`, by these names, stand in for those computed.
+        """
         del train
-        x, stride, endpoints = images, 1, {}
-        for layer in self.layers:
+        x, stride, endpoints, given = images, 1, {}, given or {}
+        for layer, following in zip(self.layers, (*self.layers[1:], "pool"), strict=True):
             if layer == "pool":
                 x, stride = nn.max_pool(x, (2, 2), (2, 2)), 2 * stride
             else:
                 x = nn.relu(getattr(self, layer)(x))
-            endpoints[f"stride{stride}"] = x
+            if following == "pool":  # the last of this stride
+                x = given.get(f"stride{stride}", x)
+                endpoints[f"stride{stride}"] = x
         return endpoints
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -87,8 +96,8 @@ class VGG(nn.Module):
             x = features.mean(axis=(1, 2))
         return self.classifier(x).astype(jnp.float32)
 
-    def __call__(self, images: jax.Array, train: bool = False):
+    def __call__(self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None):
         """Images, normalised by ImageNet's mean and standard deviation, to `(scores [B, C], endpoints)`."""
-        endpoints = self.encode(images, train)
+        endpoints = self.encode(images, train, given)
         features = endpoints[f"stride{self.strides[-1]}"]
         return self.head(features), endpoints | {"features": features}

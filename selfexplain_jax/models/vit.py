@@ -17,14 +17,19 @@ class Block(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Tokens [B, N, K] to tokens [B, N, K] and attention [B, heads, N, N], whose rows (queries) sum to 1."""
+    def __call__(self, x: jax.Array, offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Tokens [B, N, K] to tokens [B, N, K] and attention [B, heads, N, N], whose rows (queries) sum to 1.
+
+        An offset [B, heads, N, N] is added to the attention.
+        """
         batch, tokens, channels = x.shape
         qkv = nn.Dense(3 * channels, name="qkv")(nn.LayerNorm(EPSILON, name="norm1")(x))
         qkv = qkv.reshape(batch, tokens, 3, self.heads, channels // self.heads)  # [B, N, 3, heads, K / heads]
         query, key, value = (qkv[:, :, i] for i in range(3))
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (channels // self.heads) ** -0.5
         attention = jax.nn.softmax(logits, axis=-1)
+        if offset is not None:
+            attention = attention + offset
         mixed = jnp.einsum("bhqk,bkhd->bqhd", attention, value).reshape(batch, tokens, channels)  # [B, N, K]
         x = x + nn.Dense(channels, name="proj")(mixed)
         hidden = nn.Dense(self.hidden, name="fc1")(nn.LayerNorm(EPSILON, name="norm2")(x))
@@ -68,6 +73,15 @@ class VisionTransformer(nn.Module):
         """Tokens that enter the last block to scores [B, C]."""
         return self._leave(features)[0]
 
+    def attend(self, images: jax.Array, offsets: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Images to scores [B, C] and attention [L, B, heads, 1 + N, 1 + N] of the L blocks.
+
+        Offsets of that shape are added to the attention: their gradient at 0 is that of the attention itself.
+        """
+        features, attention = self._enter(images, offsets)
+        scores, last = self._leave(features, None if offsets is None else offsets[-1])
+        return scores, jnp.stack([*attention, last])
+
     def __call__(self, images: jax.Array, train: bool = False):
         """Images, normalised as (pixel - 127.5) / 127.5, to `(scores [B, C], endpoints)`."""
         del train
@@ -76,17 +90,17 @@ class VisionTransformer(nn.Module):
         named = {f"attention{i}": a for i, a in enumerate([*attention, last])}
         return scores, named | {"features": features}
 
-    def _enter(self, images):
+    def _enter(self, images, offsets=None):
         patches = self.patch_embed(images)
         patches = patches.reshape(patches.shape[0], -1, self.width)  # [B, N, K]
         x, attention = self.tokens(patches), []
-        for block in self.block[:-1]:
-            x, seen = block(x)
+        for i, block in enumerate(self.block[:-1]):
+            x, seen = block(x, None if offsets is None else offsets[i])
             attention.append(seen)
         return x, attention
 
-    def _leave(self, features):
-        x, attention = self.block[-1](features)
+    def _leave(self, features, offset=None):
+        x, attention = self.block[-1](features, offset)
         return self.classifier(self.norm(x)[:, 0]).astype(jnp.float32), attention
 
 

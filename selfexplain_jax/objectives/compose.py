@@ -20,6 +20,7 @@ TERMS = {
     "area_non_target": terms.area_non_target,
     "area_bounds": terms.area_bounds,
     "smoothness": terms.smoothness,
+    "squared_smoothness": terms.squared_smoothness,
     "binarisation": terms.binarisation,
     "affinity": terms.affinity,
     "border": terms.border,
@@ -38,8 +39,8 @@ def own_options(name: str) -> set[str]:
 
 
 CHOICES = {
-    ("object", "target"): ("absolute", "relative"),
-    ("background", "form"): ("auto", "absent", "uniform", "entropy"),
+    ("object", "target"): ("absolute", "relative", "present"),
+    ("background", "form"): ("auto", "absent", "uniform", "entropy", "mean_entropy", "probability"),
 }
 
 
@@ -51,6 +52,8 @@ def validate_objective(config) -> None:
     """
     if config.model.link not in LINKS:
         raise UserError(f"config.model.link = {config.model.link!r} is unknown. Choose one of {LINKS}.")
+    if config.data.positive_weights and config.model.link != "sigmoid":
+        raise UserError("config.data.positive_weights is for config.model.link = 'sigmoid'; set it to False.")
     if not len(config.objective):
         raise UserError("config.objective is empty: at least {'classification': {'weight': 1.0}} is needed.")
     for name, options in config.objective.items():
@@ -71,6 +74,9 @@ def validate_objective(config) -> None:
     bounds = config.objective.get("area_bounds")
     if bounds is not None and not 0 <= bounds.get("lower", 0.05) < bounds.get("upper", 0.3) <= 1:
         raise UserError("config.objective.area_bounds needs 0 <= lower < upper <= 1.")
+    power = config.objective.get("background", {}).get("power", 0.3)
+    if power <= 0:
+        raise UserError(f"config.objective.background.power = {power} must be above 0.")
     affinity = config.objective.get("affinity", {})
     reach, scale = affinity.get("reach", 1), affinity.get("scale", 1.0)
     if reach < 1 or reach != int(reach) or scale <= 0:

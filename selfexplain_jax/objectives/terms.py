@@ -10,6 +10,7 @@
   object_label [B, K, C]      the classes shown there; object_valid [B, K] whether a class was shown
   background_scores [B, C]    z(x|1-m)
   evaluator_scores [B, C]     z(x|m') for a mask m' that does not know the label
+  positive_weights [C]        w, where rare classes' positives weigh more (config.data.positive_weights)
 `link` ("softmax" or "sigmoid") says how scores become probabilities. N = h w.
 """
 
@@ -30,9 +31,21 @@ def cross_entropy(scores: jax.Array, label: jax.Array, link: str) -> jax.Array:
     return optax.sigmoid_binary_cross_entropy(scores, label).mean(axis=-1)
 
 
+def log_probabilities(scores: jax.Array, link: str) -> jax.Array:
+    """log p_c of class scores [..., C]: log softmax, or log sigmoid under the sigmoid link."""
+    return jax.nn.log_softmax(scores) if link == "softmax" else jax.nn.log_sigmoid(scores)
+
+
 def classification(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
-    """CE(z(x), y), or mean_c BCE: the image pass names the classes."""
-    return cross_entropy(outputs["scores"], label, link)
+    """CE(z(x), y), or mean_c BCE: the image pass names the classes.
+
+    With `positive_weights` w among the outputs, mean_c (1 + (w_c - 1) y_c) BCE(z_c, y_c) in the place of the latter.
+    """
+    if "positive_weights" not in outputs:
+        return cross_entropy(outputs["scores"], label, link)
+    loss = optax.sigmoid_binary_cross_entropy(outputs["scores"], label)  # [B, C]
+    weights = outputs["positive_weights"].reshape(1, -1)  # [1, C]
+    return ((1.0 + (weights - 1.0) * label) * loss).mean(axis=-1)
 
 
 def ranking(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
@@ -64,28 +77,42 @@ def object(outputs: dict, label: jax.Array, *, link: str, target: str = "absolut
     """CE(p, z(x|m)): the object alone is still the class.
 
     target "absolute": p is the label of what is shown. "relative": p is the first pass's answer (`relative_target`).
+    "present": -mean over the shown classes of log p_c(x|m), and nothing is asked of the others (Dabkowski & Gal 2017,
+    as Stalder et al. 2022 take it to several classes); under softmax the same as "absolute".
     """
     shown = outputs["object_label"]
-    wanted = shown if target == "absolute" else relative_target(outputs["scores"], label, shown, link)
-    loss = cross_entropy(outputs["object_scores"], wanted, link)  # [B, K]
+    if target == "present":
+        log_p = log_probabilities(outputs["object_scores"], link)  # [B, K, C]
+        loss = -(shown * log_p).sum(axis=-1) / jnp.maximum(shown.sum(axis=-1), 1.0)
+    else:
+        wanted = shown if target == "absolute" else relative_target(outputs["scores"], label, shown, link)
+        loss = cross_entropy(outputs["object_scores"], wanted, link)  # [B, K]
     valid = outputs["object_valid"]
     return (valid * loss).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1.0)
 
 
-def background(outputs: dict, label: jax.Array, *, link: str, form: str = "auto") -> jax.Array:
+def background(outputs: dict, label: jax.Array, *, link: str, form: str = "auto", power: float = 0.3) -> jax.Array:
     """In the background there is nothing.
 
     form "absent": sum_c BCE(z_c, 0), q = sigmoid z. "uniform": KL(uniform || q), "entropy": log C - H(q), with
     q = softmax z(x|1-m). "auto": absent under the sigmoid link, uniform under softmax.
+    "mean_entropy": (log C - H(q)) / C, which is mean_c q_c log q_c (Stalder et al. 2022, section 3) up to the constant
+    log C / C, so that 0 is the least. "probability": (mean over the present classes of p_c)^power, with p by the link
+    (the objective of Dabkowski & Gal 2017); 0 without a present class. `power` counts there alone.
     """
-    del label
     scores = outputs["background_scores"]
+    if form == "probability":
+        # By logarithms: the power of a probability that underflows to 0 would have no finite gradient.
+        log_p = jnp.where(label > 0, log_probabilities(scores, link), -1e9)
+        log_mean = jax.nn.logsumexp(log_p, axis=-1) - jnp.log(jnp.maximum(label.sum(axis=-1), 1.0))
+        return jnp.exp(power * log_mean)
     if form == "absent" or (form == "auto" and link == "sigmoid"):
         return jax.nn.softplus(scores).sum(axis=-1)
     log_q = jax.nn.log_softmax(scores)
     log_classes = jnp.log(scores.shape[-1])
-    if form == "entropy":
-        return log_classes + (jnp.exp(log_q) * log_q).sum(axis=-1)
+    if form in ("entropy", "mean_entropy"):
+        lacking = log_classes + (jnp.exp(log_q) * log_q).sum(axis=-1)
+        return lacking / scores.shape[-1] if form == "mean_entropy" else lacking
     return -log_q.mean(axis=-1) - log_classes
 
 
@@ -145,6 +172,14 @@ def smoothness(outputs: dict, label: jax.Array, *, link: str, edge: float = 0.0)
     return total_variation(outputs["target_mask"], image, edge) + total_variation(
         outputs["non_target_mask"], image, edge
     )
+
+
+def squared_smoothness(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
+    """mean (dx m)^2 + mean (dy m)^2 of the target mask (Dabkowski & Gal 2017; a mean where they have a sum)."""
+    del label, link
+    mask = outputs["target_mask"]
+    down, right = mask[:, 1:] - mask[:, :-1], mask[:, :, 1:] - mask[:, :, :-1]
+    return jnp.square(down).mean(axis=(1, 2)) + jnp.square(right).mean(axis=(1, 2))
 
 
 def affinity(outputs: dict, label: jax.Array, *, link: str, scale: float = 0.2, reach: int = 4) -> jax.Array:

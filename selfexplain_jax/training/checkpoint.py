@@ -13,7 +13,6 @@ import json
 import pathlib
 import tempfile
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import grain.checkpoint
@@ -24,22 +23,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.config_json import check_same_config, from_json, jsonable
 from selfexplain_jax.types import UserError
-
-MAY_CHANGE = (
-    "data.data_dir",
-    "data.eval_split",
-    "data.num_threads",
-    "data.prefetch",
-    "evaluation",
-    "passes.evaluate_ema",
-    "train.checkpoint_every",
-    "train.evaluate",
-    "train.keep_checkpoints",
-    "train.log_every",
-    "train.picture_every",
-)
-"""Fields (or groups of fields) that may differ between a checkpoint and the run that goes on from it."""
 
 _ABSENT = "absent"
 
@@ -60,31 +45,23 @@ class CheckpointStore:
       workdir: folder of the run; one that all hosts see.
       config: the run's configuration; saved with every checkpoint, and held against that of the one restored.
       read_only: only restore; nothing on the disk is touched.
+      classifier: `fingerprint` of the frozen classifier that the run explains; 0 without one.
 
     Raises:
       UserError: the folder cannot be made or written, or (read_only) it holds no checkpoints.
     """
 
-    def __init__(self, workdir: str, config: ml_collections.ConfigDict, *, read_only: bool = False):
-        self._config = jsonable(config)
+    def __init__(
+        self, workdir: str, config: ml_collections.ConfigDict, *, read_only: bool = False, classifier: int = 0
+    ):
+        self._config, self._classifier = jsonable(config), classifier
         self._read_only = read_only
         self.directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
         if read_only and not self.directory.exists():
             raise UserError(f"{workdir} holds no checkpoints. Train first, or name another --workdir.")
         if not read_only:
             check_writable(workdir)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "data": grain.checkpoint.CheckpointHandler(),
-                "config": ocp.JsonCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.train.keep_checkpoints, create=not read_only, read_only=read_only
-            ),
-        )
+        self._manager = _open(self.directory, read_only, config.train.keep_checkpoints)
 
     @property
     def latest_step(self) -> int | None:
@@ -105,6 +82,7 @@ class CheckpointStore:
             "train_seconds": train_seconds,
             "checksums": checksums(state),
             "config_checksum": _checksum_of_json(self._config),
+            "classifier": self._classifier,
         }
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -183,6 +161,11 @@ class CheckpointStore:
             raise ValueError("its config is damaged")
         where = f"The checkpoint of step {step} in {self.directory}"
         check_same_config(saved_config, self._config, where)
+        if progress.get("classifier", 0) != self._classifier:
+            raise UserError(
+                f"{where} explains another classifier than this one: its weights are not those that "
+                "config.explainer.classifier holds now. Name that of the checkpoint, or use another --workdir."
+            )
         saved_params = self._manager.item_metadata(step)["state"]["params"]
         check_same_shapes(saved_params, abstract_state.params, where)
         restore_state = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
@@ -228,6 +211,41 @@ class CheckpointStore:
         )
 
 
+def _open(directory: pathlib.Path, read_only: bool, keep: int | None = None) -> ocp.CheckpointManager:
+    handlers = {
+        "state": ocp.StandardCheckpointHandler(),
+        "data": grain.checkpoint.CheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+        "progress": ocp.JsonCheckpointHandler(),
+    }
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
+    return ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
+
+
+def saved_config(workdir: str) -> ml_collections.ConfigDict:
+    """The configuration of the newest checkpoint in a folder that tells it, with the defaults of fields it lacks.
+
+    Raises:
+      UserError: there is no checkpoint, or none whose configuration can be read.
+    """
+    directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
+    if not directory.exists():
+        raise UserError(f"{workdir} holds no checkpoints.")
+    manager = _open(directory, read_only=True)
+    items = ocp.args.Composite(config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
+    try:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                found = manager.restore(step, args=items)
+                if _checksum_of_json(found["config"]) == found["progress"]["config_checksum"]:
+                    return from_json(found["config"])
+            except Exception as error:  # Orbax raises many kinds for damaged files.
+                logging.warning("The config of step %d in %s: %s", step, directory, _first_line(error))
+    finally:
+        manager.close()
+    raise UserError(f"{workdir} holds no checkpoint that can be read.")
+
+
 def check_writable(workdir: str) -> None:
     """Makes the folder and writes a file into it, which is removed at once.
 
@@ -243,41 +261,6 @@ def check_writable(workdir: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"Cannot write to --workdir={workdir}: {error.strerror or error}. Choose another.") from error
-
-
-def jsonable(config: Mapping | ml_collections.ConfigDict) -> dict:
-    """The configuration as JSON gives it back: plain dicts, lists for tuples."""
-    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return json.loads(json.dumps(plain))
-
-
-def check_same_config(saved: Mapping, present: Mapping, where: str) -> None:
-    """Holds the configuration of a checkpoint against that of this run; `MAY_CHANGE` lists what may differ.
-
-    Args:
-      saved: the checkpoint's, as from `jsonable`.
-      present: this run's, as from `jsonable`.
-      where: names the checkpoint in the message.
-
-    Raises:
-      UserError: lists each field that differs, with both values.
-    """
-    saved, present = _flat(saved), _flat(present)
-    differing = [
-        name
-        for name in sorted(saved.keys() | present.keys())
-        if saved.get(name, _ABSENT) != present.get(name, _ABSENT)
-        and not any(name == free or name.startswith(free + ".") for free in MAY_CHANGE)
-    ]
-    if differing:
-        lines = [
-            f"  {name}: {saved.get(name, _ABSENT)!r} there, {present.get(name, _ABSENT)!r} now" for name in differing
-        ]
-        raise UserError(
-            f"{where} was made with another configuration:\n"
-            + "\n".join(lines)
-            + "\nUse another --workdir for this configuration, or the configuration of the checkpoint to go on with it."
-        )
 
 
 def check_same_shapes(saved: Any, present: Any, where: str) -> None:
@@ -301,6 +284,11 @@ def check_same_shapes(saved: Any, present: Any, where: str) -> None:
             )
 
 
+def fingerprint(tree: Any) -> int:
+    """A number that tells one tree of arrays, whole on every device, from another; 0 where it holds none."""
+    return _checksum_of_json(checksums(tree)) if jax.tree.leaves(tree) else 0
+
+
 def checksums(state: Any) -> dict[str, int]:
     """CRC-32 of the bytes of each array of a state whose arrays are whole on every device."""
     leaves = jax.tree_util.tree_leaves_with_path(mesh_lib.local_copy(state))
@@ -313,14 +301,6 @@ def checksums(state: Any) -> dict[str, int]:
 
 def _checksum_of_json(value: Any) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of nested dicts; an empty dict leaves nothing."""
-    result = {}
-    for key, value in tree.items():
-        result.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return result
 
 
 def _shapes(tree: Any) -> dict[str, str]:

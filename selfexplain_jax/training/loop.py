@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,21 +15,22 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from selfexplain_jax import pictures
-from selfexplain_jax.data import build_dataset
+from selfexplain_jax.data import balance, build_dataset
 from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
 from selfexplain_jax.models import build_model
 from selfexplain_jax.objectives.compose import validate_objective
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training import steps
-from selfexplain_jax.training.checkpoint import CheckpointStore
+from selfexplain_jax.training.checkpoint import CheckpointStore, fingerprint
+from selfexplain_jax.training.frozen import FrozenClassifier, check_classifier, from_workdir
 from selfexplain_jax.training.optimizer import build_optimizer
 from selfexplain_jax.training.passes import check_method, explanations_start, validate_passes
-from selfexplain_jax.training.state import TrainState, create_state, initial_state
+from selfexplain_jax.training.signals import Stopped, StopSignal
+from selfexplain_jax.training.state import TrainState, abstract_state, create_state, initial_state
 from selfexplain_jax.training.writers import MetricWriter, Progress
-from selfexplain_jax.types import Dataset, UserError
+from selfexplain_jax.types import Dataset, Predictor, UserError
 
 PICTURE_EXAMPLES = 8
 """Examples of the evaluation split whose masks are drawn while training."""
@@ -46,22 +45,12 @@ _AT_LEAST = {
 }
 
 
-class Stopped(Exception):
-    """A signal ended the training after a step; all of it is saved. `exit_code` is 130 for Ctrl-C, 143 for SIGTERM."""
-
-    def __init__(self, signal_number: int, step: int):
-        self.exit_code = 128 + signal_number
-        name = "Ctrl-C" if signal_number == signal.SIGINT else "SIGTERM"
-        super().__init__(
-            f"Stopped by {name}; the training is saved at step {step}. Run the same command again to go on from there."
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """What a config names, built: all that the step needs beside state and batch.
 
     config: frozen, so that jitted functions may depend on it. schedule: update number -> learning rate.
+    classifier: the frozen one, where the method is "explainer".
     """
 
     config: ml_collections.FrozenConfigDict
@@ -69,6 +58,7 @@ class Experiment:
     model: Any
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    classifier: FrozenClassifier | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +66,7 @@ class TrainResult:
     """A trained (or restored) network. `state` is whole on one device of this host.
 
     step: steps behind it. train_seconds: wall time up to the checkpoint of that step, summed over the processes that
-    took part in turn; compiling is included, evaluation is not.
+    took part in turn; compiling is included, evaluation is not. classifier: the frozen one of an "explainer".
     """
 
     state: TrainState
@@ -84,10 +74,15 @@ class TrainResult:
     model: Any
     step: int
     train_seconds: float
+    classifier: Predictor | None = None
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
+def build(config: ml_collections.ConfigDict, classifier: FrozenClassifier | None = None) -> Experiment:
     """Builds dataset, model and optimizer, and checks the whole config, before anything compiles.
+
+    Args:
+      config: the whole configuration.
+      classifier: the frozen one of an "explainer"; None: that of `config.explainer.classifier`.
 
     Raises:
       UserError: an unknown name, a number out of range, or parts that do not fit together.
@@ -102,121 +97,127 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     dataset = build_dataset(config)
     model = build_model(config, dataset.info)
     check_method(config, model)
-    return Experiment(ml_collections.FrozenConfigDict(config), dataset, model, optimizer, schedule)
+    if config.method != "explainer":
+        classifier = None
+    else:
+        classifier = classifier or from_workdir(config)
+        check_classifier(classifier, dataset.info)
+    return Experiment(ml_collections.FrozenConfigDict(config), dataset, model, optimizer, schedule, classifier)
+
+
+def load_frozen(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple:
+    """What the step takes behind state and batch: (variables of the frozen classifier,), or () where there is none.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    return () if experiment.classifier is None else (experiment.classifier.load(mesh),)
 
 
 def make_step(experiment: Experiment, mesh: jax.sharding.Mesh, explain: bool = True):
-    """The jitted step (state, batch) -> (state, logs) over a mesh: batch split, the rest on every device.
+    """The jitted step (state, batch, *frozen) -> (state, logs) over a mesh: batch split, the rest on every device.
 
+    `frozen` is `load_frozen`'s, which only an Explainer has.
     The state that goes in is donated: its memory becomes the new state's. `explain`: see `steps.train_step`.
     """
-    everywhere = mesh_lib.replicated(mesh)
+    everywhere, classifier = mesh_lib.replicated(mesh), experiment.classifier
     step = functools.partial(
         steps.train_step,
         config=experiment.config,
         model=experiment.model,
         optimizer=experiment.optimizer,
         explain=explain,
+        scores=None if classifier is None else classifier.scores,
+        positive_weights=positive_weights(experiment),
     )
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(everywhere, mesh_lib.batch_sharding(mesh)),
+        in_shardings=(everywhere, mesh_lib.batch_sharding(mesh), *([] if classifier is None else [everywhere])),
         out_shardings=(everywhere, everywhere),
     )
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> TrainResult:
+def positive_weights(experiment: Experiment) -> tuple[float, ...]:
+    """Weights of the classes' positives, from the train split's labels; () without config.data.positive_weights."""
+    config = experiment.config
+    if not config.data.positive_weights:
+        return ()
+    labels = balance.labels_of(experiment.dataset.source(config.data.train_split))
+    return tuple(balance.positive_weights(labels).tolist())
+
+
+def train(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenClassifier | None = None) -> TrainResult:
     """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
 
     Writes WORKDIR/checkpoints, metrics.jsonl, tensorboard/ and pictures/masks_STEP.png. The result of a run that was
-    stopped and started again is that of an uninterrupted one.
+    stopped and started again is that of an uninterrupted one. `classifier`: see `build`.
 
     Raises:
       UserError: a bad config, a checkpoint of another one, a folder that cannot be written, a loss that is not finite.
       Stopped: Ctrl-C or SIGTERM, after the state has been saved.
     """
-    experiment, mesh = build(config), mesh_lib.make_mesh()
+    experiment, mesh = build(config, classifier), mesh_lib.make_mesh()
     mesh_lib.check_batch_size(config.train.batch_size, mesh)
+    frozen = load_frozen(experiment, mesh)
     host, hosts = jax.process_index(), jax.process_count()
     iterator = train_iterator(experiment.dataset, config, host=host, hosts=hosts)
-    store = CheckpointStore(workdir, config)
+    store = CheckpointStore(workdir, config, classifier=fingerprint(frozen))
     create, abstract = _state_creation(experiment, mesh)
     restored = store.restore(abstract, iterator)
     start, seconds = (restored.step, restored.train_seconds) if restored else (0, 0.0)
     state = restored.state if restored else initial_state(config, create, abstract)
-    run = _Run(experiment, mesh, workdir, store, iterator, start, seconds)
+    run = _Run(experiment, mesh, frozen, workdir, store, iterator, start, seconds)
     try:
         with StopSignal() as stop:
             state = run.to_the_end(state, stop)
     finally:
         run.close()
-    return TrainResult(mesh_lib.local_copy(state), experiment.dataset, experiment.model, run.step, run.saved_seconds)
+    return _result(experiment, frozen, state, run.step, run.saved_seconds)
 
 
-def restore(config: ml_collections.ConfigDict, workdir: str) -> TrainResult:
+def restore(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenClassifier | None = None) -> TrainResult:
     """The network of the newest readable checkpoint in `workdir`, for evaluating and explaining; changes no file.
 
+    `classifier`: see `build`.
+
     Raises:
-      UserError: there is none, or it belongs to another config.
+      UserError: there is none, or it belongs to another config or was trained with another classifier.
     """
-    experiment = build(config)
-    store = CheckpointStore(workdir, config, read_only=True)
-    _, abstract = _state_creation(experiment, mesh_lib.make_mesh())
+    experiment, mesh = build(config, classifier), mesh_lib.make_mesh()
+    frozen = load_frozen(experiment, mesh)
+    store = CheckpointStore(workdir, config, read_only=True, classifier=fingerprint(frozen))
+    _, abstract = _state_creation(experiment, mesh)
     restored = store.restore(abstract)
     store.close()
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet. Train first, or name another --workdir.")
-    state = mesh_lib.local_copy(restored.state)
-    return TrainResult(state, experiment.dataset, experiment.model, restored.step, restored.train_seconds)
+    return _result(experiment, frozen, restored.state, restored.step, restored.train_seconds)
 
 
-class StopSignal:
-    """Context in which Ctrl-C and SIGTERM do not end the process but are remembered, to stop between two steps.
+def untrained(config: ml_collections.ConfigDict) -> TrainResult:
+    """The network as training starts from it, with the weights that `config.model.pretrained` names.
 
-    A second Ctrl-C interrupts at once. Outside the main thread signals cannot be caught: nothing changes there.
+    Raises:
+      UserError: a bad config, or weights that cannot be read.
     """
+    experiment, mesh = build(config), mesh_lib.make_mesh()
+    state = initial_state(config, *_state_creation(experiment, mesh))
+    return _result(experiment, load_frozen(experiment, mesh), state, 0, 0.0)
 
-    def __init__(self):
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopSignal:
-        # With many processes, JAX catches SIGTERM itself and lets all of them agree on a step (see `requested`).
-        caught = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._remember) for number in caught}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def requested(self, step: int, together: bool) -> int | None:
-        """The signal after which all hosts stop at this step, or None.
-
-        Args:
-          step: every host must ask at every step.
-          together: at such a step (the same ones on all hosts) they tell each other of a Ctrl-C.
-        """
-        if jax.process_count() == 1:
-            return self.received
-        if multihost_utils.reached_preemption_sync_point(step):
-            return signal.SIGTERM
-        return signal.SIGINT if together and mesh_lib.agree(self.received is not None) else None
+def _result(experiment: Experiment, frozen: tuple, state: TrainState, step: int, seconds: float) -> TrainResult:
+    predictor = experiment.classifier.predictor(mesh_lib.local_copy(frozen[0])) if frozen else None
+    return TrainResult(mesh_lib.local_copy(state), experiment.dataset, experiment.model, step, seconds, predictor)
 
 
 class _Run:
     """One process's part of a training: the steps, and what is due between them."""
 
-    def __init__(self, experiment, mesh, workdir, store, iterator, start, seconds_before):
+    def __init__(self, experiment, mesh, frozen, workdir, store, iterator, start, seconds_before):
         self.step = self._start = start
-        self._experiment, self._mesh, self._store, self._iterator = experiment, mesh, store, iterator
+        self._experiment, self._mesh, self._frozen = experiment, mesh, frozen
+        self._store, self._iterator = store, iterator
         self._workdir = pathlib.Path(workdir).expanduser()
         self._seconds_before, self._started = seconds_before, time.monotonic()
         # Seconds of training behind the newest checkpoint.
@@ -249,7 +250,8 @@ class _Run:
         draw = self._picture_function()
         while self.step < train.steps:
             batch = mesh_lib.to_global(next(self._iterator), self._mesh)
-            state, logs = (full_step if self.step >= explanations_from else early_step)(state, batch)
+            step = full_step if self.step >= explanations_from else early_step
+            state, logs = step(state, batch, *self._frozen)
             self.step += 1
             self._history.append((self.step, logs))
             self._wait_for_device()
@@ -384,10 +386,9 @@ def _finite_leaves(tree: Any) -> jax.Array:
 def _state_creation(experiment: Experiment, mesh: jax.sharding.Mesh):
     """Returns the jitted rng -> state at step 0 on every device, and the state's shapes with shardings."""
     everywhere = mesh_lib.replicated(mesh)
-    make = functools.partial(create_state, experiment.config, experiment.model, experiment.optimizer)
-    shapes = jax.eval_shape(make, jax.random.key(0))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-    return jax.jit(make, out_shardings=everywhere), abstract
+    parts = (experiment.config, experiment.model, experiment.optimizer)
+    make = functools.partial(create_state, *parts)
+    return jax.jit(make, out_shardings=everywhere), abstract_state(*parts, everywhere)
 
 
 def _due(step: int, every: int) -> bool:

@@ -19,22 +19,29 @@ EVALUATOR_MASKS = ("swapped", "complement", "blobs")
 EXPLANATION_TERMS = ("object", "background", "evaluator")
 SCORE_TERMS = ("classification", "ranking")
 """Terms that need the scores of the image alone, and no map."""
-METHODS = ("self_explainer", "classifier")
+METHODS = ("self_explainer", "classifier", "explainer")
 
 
 def check_method(config, model) -> None:
     """Holds `config.method` against the network and the objective.
 
     Raises:
-      UserError: unknown method, a Self-Explainer without maps, or a classifier with terms that need masks.
+      UserError: unknown method, a network without maps where masks are asked for, a classifier with terms that need
+        masks, or an Explainer with terms that train a classifier, or with none that asks it.
     """
     if config.method not in METHODS:
         raise UserError(f"config.method = {config.method!r} is unknown. Choose one of {METHODS}.")
-    if config.method == "self_explainer" and not model.draws_maps:
+    if config.method != "classifier" and not model.draws_maps:
+        what = "explain itself" if config.method == "self_explainer" else "explain a classifier"
         raise UserError(
-            f"config.model.name = {config.model.name!r} draws no maps, so it cannot explain itself. Set config.method "
+            f"config.model.name = {config.model.name!r} draws no maps, so it cannot {what}. Set config.method "
             '= "classifier", or config.model.name = "encoder_unet" with it as config.model.encoder.'
         )
+    training = [name for name in config.objective if name in (*SCORE_TERMS, "evaluator")]
+    if config.method == "explainer" and training:
+        raise UserError(f"config.method = 'explainer' keeps its classifier as it is: {training} would train it.")
+    if config.method == "explainer" and not {"object", "background"} & set(config.objective):
+        raise UserError("config.method = 'explainer' needs the term 'object' or 'background': they ask the classifier.")
     surplus = [name for name in config.objective if name not in SCORE_TERMS]
     if config.method == "classifier" and surplus:
         raise UserError(f"config.method = 'classifier' has no masks for {surplus}: the terms are {SCORE_TERMS}.")
@@ -175,11 +182,21 @@ def explanation_passes(apply, params, frozen, outputs: dict, batch: dict, config
     return results
 
 
-def run_passes(params, state, batch: dict, rng: jax.Array, *, config, model, explain: bool) -> tuple[dict, dict]:
+def needs_scores(config) -> bool:
+    """Whether a term of an Explainer asks what its classifier says of the image alone."""
+    return config.objective.get("object", {}).get("target", "absolute") == "relative"
+
+
+def run_passes(
+    params, state, batch: dict, rng: jax.Array, *, config, model, explain: bool, classify=None
+) -> tuple[dict, dict]:
     """All passes of one step; a classifier has the image pass alone, and scores for its only output.
 
     The image and evaluator passes use `params`; the object and background passes those that `config.passes.weights`
     names. Without `explain` there is the image pass alone.
+
+    An Explainer draws the masks with `params`, and `classify`, images [B, H, W, 3] -> scores [B, C], answers in all
+    passes: no gradient reaches it. Its answer to the image alone is there if a term needs it.
 
     Returns:
       `outputs` for the terms, and the new batch statistics (those of the image pass; the other passes use the running
@@ -194,7 +211,9 @@ def run_passes(params, state, batch: dict, rng: jax.Array, *, config, model, exp
         mutable=["batch_stats"],
     )
     outputs = {"scores": scores}
-    if config.method == "self_explainer":
+    if config.method == "explainer":
+        outputs = {"scores": classify(batch["image"])} if needs_scores(config) else {}
+    if config.method != "classifier":
         outputs |= mask_outputs(endpoints["logit_maps"], batch["image"], batch["label"])
     frozen = {
         "live": lambda: params,
@@ -203,6 +222,8 @@ def run_passes(params, state, batch: dict, rng: jax.Array, *, config, model, exp
     }[config.passes.weights]()
 
     def apply(weights, images):
+        if classify is not None:
+            return classify(images)
         return model.apply(variables_of(weights, state.batch_stats), images, train=False, temperature=temperature)[0]
 
     if explain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import optax
 
 from selfexplain_jax.models import masking
 from selfexplain_jax.models.pretrained import load_pretrained
-from selfexplain_jax.types import DatasetInfo, Predictor
+from selfexplain_jax.types import DatasetInfo, Predictor, UserError
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -48,6 +49,12 @@ def create_state(config, model, optimizer: optax.GradientTransformation, rng: ja
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params),
     )
+
+
+def abstract_state(config, model, optimizer: optax.GradientTransformation, sharding) -> TrainState:
+    """Shapes, types and sharding of the state; nothing is computed."""
+    shapes = jax.eval_shape(functools.partial(create_state, config, model, optimizer), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 def initial_state(config, create: Callable[[jax.Array], TrainState], abstract: TrainState) -> TrainState:
@@ -106,21 +113,90 @@ def apply_masks(model, variables: dict, images: jax.Array, class_ids: jax.Array)
     return masking.class_masks(logit_maps, class_ids, images.shape[1])
 
 
-def make_predictor(config, info: DatasetInfo, model, state: TrainState) -> Predictor:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply_layer(model, name: str, variables: dict, images: jax.Array) -> jax.Array:
+    """Features [B, h, w, K] of the layer of that name."""
+    return model.apply(variables, images, train=False)[1][name]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply_from_layer(model, name: str, variables: dict, features: jax.Array, images: jax.Array) -> jax.Array:
+    """Class scores [B, C] where the layer of that name has these features; of the images only what goes around it."""
+    return model.apply(variables, images, train=False, given={name: features})[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_attention(model, variables: dict, images: jax.Array, offsets: jax.Array | None = None):
+    """Class scores [B, C] and attention [L, B, heads, N, N], to which the offsets are added."""
+    return model.apply(variables, images, offsets, method="attend")
+
+
+@dataclasses.dataclass(frozen=True)
+class Applied:
+    """function(*leading, ...), equal to another where both parts are: predictors of one network share compiled code."""
+
+    function: Callable
+    leading: tuple
+
+    def __call__(self, *arguments):
+        return self.function(*self.leading, *arguments)
+
+
+def bind(function: Callable, model, variables: dict, *leading) -> Callable:
+    """function(model, *leading, variables, ...); the variables are arguments of what is compiled, not constants in it.
+
+    A predictor of other variables therefore compiles nothing anew.
+    """
+    return jax.tree_util.Partial(Applied(function, (model, *leading)), variables)
+
+
+def evaluated_variables(config, state: TrainState) -> dict:
+    """The variables to evaluate with: averaged parameters if `config.passes.evaluate_ema`."""
+    return variables_of(state.ema_params if config.passes.evaluate_ema else state.params, state.batch_stats)
+
+
+def make_predictor(
+    config, info: DatasetInfo, model, state: TrainState, classifier: Predictor | None = None
+) -> Predictor:
     """The network as pure functions, with averaged parameters if `config.passes.evaluate_ema`.
 
-    It has masks if the method is "self_explainer", and features and a head if the network is a classifier that has
-    them in the plane of the image.
+    A "self_explainer" has masks; an "explainer" has the masks of its own network and everything else of `classifier`.
+
+    Args:
+      config: the whole configuration.
+      info: the dataset's.
+      model, state: the network that was trained.
+      classifier: the frozen one of an "explainer" (`loop.TrainResult.classifier`).
+
+    Raises:
+      UserError: an "explainer" without its classifier.
     """
-    params = state.ema_params if config.passes.evaluate_ema else state.params
-    variables = variables_of(params, state.batch_stats)
+    variables = evaluated_variables(config, state)
+    masks = bind(apply_masks, model, variables) if config.method != "classifier" else None
+    if config.method != "explainer":
+        return network_predictor(config, info, model, variables, masks)
+    if classifier is None:
+        raise UserError("An Explainer's predictor needs its classifier: hand over TrainResult.classifier.")
+    return dataclasses.replace(classifier, masks=masks)
+
+
+def network_predictor(config, info: DatasetInfo, model, variables: dict, masks: Callable | None = None) -> Predictor:
+    """A network and its variables as pure functions; features and head if they lie in the plane of the image."""
     spatial = getattr(model, "has_spatial_features", False)
+
+    def bound(function, *leading):
+        return bind(function, model, variables, *leading)
+
     return Predictor(
-        scores=functools.partial(apply_scores, model, variables),
+        scores=bound(apply_scores),
         probabilities=jax.nn.softmax if config.model.link == "softmax" else jax.nn.sigmoid,
         class_names=info.class_names,
         image_size=info.image_size,
-        features=functools.partial(apply_features, model, variables) if spatial else None,
-        head=functools.partial(apply_head, model, variables) if spatial else None,
-        masks=functools.partial(apply_masks, model, variables) if config.method == "self_explainer" else None,
+        features=bound(apply_features) if spatial else None,
+        head=bound(apply_head) if spatial else None,
+        masks=masks,
+        layers={
+            name: (bound(apply_layer, name), bound(apply_from_layer, name)) for name in getattr(model, "layers", ())
+        },
+        attention=bound(apply_attention) if getattr(model, "has_attention", False) else None,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,41 +21,81 @@ def is_correct(scores: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.where(label.sum(axis=-1) == 1, single, exact).astype(jnp.float32)
 
 
-def loss_and_logs(params, state: TrainState, batch: dict, rng: jax.Array, *, config, model, explain: bool):
-    """The objective of one batch, and what is logged of it."""
-    outputs, batch_stats = run_passes(params, state, batch, rng, config=config, model=model, explain=explain)
+def loss_and_logs(
+    params,
+    state: TrainState,
+    batch: dict,
+    rng: jax.Array,
+    *,
+    config,
+    model,
+    explain: bool,
+    classify=None,
+    positive_weights: tuple[float, ...] = (),
+):
+    """The objective of one batch, and what is logged of it. `classify`: see `run_passes`; the rest: `train_step`."""
+    outputs, batch_stats = run_passes(
+        params, state, batch, rng, config=config, model=model, explain=explain, classify=classify
+    )
+    if positive_weights:
+        outputs["positive_weights"] = jnp.asarray(positive_weights, jnp.float32)
     objective = {
         name: options for name, options in config.objective.items() if explain or name not in EXPLANATION_TERMS
     }
     loss, means = total_objective(outputs, batch["label"], batch["valid"], state.step, objective, config.model.link)
     count = jnp.maximum(batch["valid"].sum(), 1.0)
     logs = {f"term/{name}": value for name, value in means.items()}
-    logs["accuracy"] = (batch["valid"] * is_correct(outputs["scores"], batch["label"])).sum() / count
+    if config.method != "explainer":
+        logs["accuracy"] = (batch["valid"] * is_correct(outputs["scores"], batch["label"])).sum() / count
+    elif "object_scores" in outputs:
+        # Of the classifier that does not change, on what the masks leave.
+        correct = is_correct(outputs["object_scores"][:, 0], outputs["object_label"][:, 0])
+        logs["accuracy"] = (batch["valid"] * correct).sum() / count
     if "target_mask" in outputs:
         logs["mask_area"] = (batch["valid"] * outputs["target_mask"].mean(axis=(1, 2))).sum() / count
     return loss, (logs, batch_stats)
 
 
 def train_step(
-    state: TrainState, batch: dict, *, config, model, optimizer, explain: bool = True
+    state: TrainState,
+    batch: dict,
+    frozen=None,
+    *,
+    config,
+    model,
+    optimizer,
+    explain: bool = True,
+    scores=None,
+    positive_weights: tuple[float, ...] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One micro-batch: passes, objective, gradient, update, moving average.
 
     Args:
       state: the state before; its `step` and the config's seed determine every random number.
       batch: see `types.Batch`.
+      frozen: the variables of an Explainer's classifier, which no gradient, no optimizer and no checkpoint sees.
+      scores: static; (frozen, images [B, H, W, 3]) -> scores [B, C] of that classifier.
       config, model, optimizer: static; the same objects for every step.
       explain: static; False leaves out the passes behind the image's and their terms, for the steps before
         `passes.explanations_start(config)`.
+      positive_weights: static; one for each class, or () for none. See `terms.classification`.
 
     Returns:
-      The state after, and float32 scalars: "loss", "accuracy", "gradient_norm", "term/NAME" of each term,
-      and "mask_area" where there are masks.
+      The state after, and float32 scalars: "loss", "accuracy" (of an Explainer's classifier on the objects alone),
+      "gradient_norm", "term/NAME" of each term, and "mask_area" where there are masks.
     """
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
     gradient_of = jax.value_and_grad(loss_and_logs, has_aux=True)
     (loss, (logs, batch_stats)), gradient = gradient_of(
-        state.params, state, batch, rng, config=config, model=model, explain=explain
+        state.params,
+        state,
+        batch,
+        rng,
+        config=config,
+        model=model,
+        explain=explain,
+        classify=None if scores is None else functools.partial(scores, frozen),
+        positive_weights=positive_weights,
     )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

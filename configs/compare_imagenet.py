@@ -1,0 +1,38 @@
+"""Every post-hoc method side by side on ImageNet photos: what EfficientNet-Lite0 with its published weights looks at.
+
+Hardware: two CPU cores, a quarter of an hour for the default of 20 photos; any number on a GPU.
+Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_imagenet.py \\
+            --workdir=runs/compare_imagenet
+Data:     ImageNet as prepared by TFDS, then --config.data.data_dir=DIR. It has no masks: the metrics are those of
+          faithfulness.
+"""
+
+from selfexplain_jax.config import base_config
+from selfexplain_jax.types import UserError
+
+VARIANTS = ("comparison",)
+
+
+def get_config(variant="comparison"):
+    """The comparison."""
+    if variant not in VARIANTS:
+        raise UserError(f"configs/compare_imagenet.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    config = base_config()
+    config.data.name, config.data.eval_split = "imagenet2012", "validation"
+    config.data.image_size, config.data.fit = 224, "center"
+    config.evaluation.batch_size, config.evaluation.max_examples = 4, 20
+    config.comparison.models = {"efficientnet_lite0": "configs/imagenet.py:classifier"}
+    config.comparison.methods = {
+        "grad_cam": {},
+        "grad_cam_plus_plus": {},
+        "cam": {},
+        "gradient": {},
+        "smooth_grad": {"options": {"samples": 16}},
+        "integrated_gradients": {"options": {"steps": 16}},
+        # A sixteenth of the published number of masks, in pairs.
+        "rise": {"options": {"num_masks": 500, "sampling": "antithetic"}},
+        "centre": {"options": {"shape": "gaussian"}},
+        "edges": {},
+    }
+    config.comparison.metrics = {"deletion_insertion": {"step_pixels": 3136}, "average_drop": {}}
+    return config

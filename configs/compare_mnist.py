@@ -1,0 +1,24 @@
+"""Every method side by side on MNIST on canvas: the Self-Explainer's masks against post-hoc maps of a classifier.
+
+Hardware: two CPU cores.
+Needs:    bash launch/local.sh --config=configs/mnist.py:canvas                  (the Self-Explainer, runs/mnist_canvas)
+          bash launch/local.sh --config=configs/mnist.py:canvas_classifier       (runs/mnist_canvas_classifier)
+Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_mnist.py \\
+            --workdir=runs/compare_mnist
+Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png.
+"""
+
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import comparison_recipe
+from selfexplain_jax.types import UserError
+
+VARIANTS = ("comparison",)
+
+
+def get_config(variant="comparison"):
+    """The comparison."""
+    if variant not in VARIANTS:
+        raise UserError(f"configs/compare_mnist.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    config = base_config()
+    config.data.name, config.data.options = "mnist", {"canvas": True}
+    return comparison_recipe(config, "runs/mnist_canvas", "runs/mnist_canvas_classifier")

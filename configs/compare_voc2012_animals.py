@@ -1,0 +1,31 @@
+"""Every method side by side on six animals of PASCAL VOC 2012: learned masks against post-hoc maps of a classifier.
+
+Hardware: one GPU; perturbation methods take minutes an image on two CPU cores. Not run here.
+Needs:    bash launch/local.sh --config=configs/voc2012_animals.py                (runs/voc2012_animals)
+          bash launch/local.sh --config=configs/voc2012_animals.py:classifier     (runs/voc2012_animals_classifier)
+Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_voc2012_animals.py \\
+            --workdir=runs/compare_voc2012_animals
+Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png.
+"""
+
+import importlib.util
+import pathlib
+
+from selfexplain_jax.recipes import comparison_recipe
+from selfexplain_jax.types import UserError
+
+VARIANTS = ("comparison",)
+
+
+def get_config(variant="comparison"):
+    """The comparison, on the data of configs/voc2012_animals.py."""
+    if variant not in VARIANTS:
+        raise UserError(f"configs/compare_voc2012_animals.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    spec = importlib.util.spec_from_file_location(
+        "voc2012_animals", pathlib.Path(__file__).with_name("voc2012_animals.py")
+    )
+    experiment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(experiment)
+    config = experiment.get_config()
+    config.comparison.classes_per_image = 3
+    return comparison_recipe(config, "runs/voc2012_animals", "runs/voc2012_animals_classifier")

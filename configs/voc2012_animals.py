@@ -1,0 +1,40 @@
+"""Self-Explainer, classifier and Explainer on six animals of PASCAL VOC 2012: cat, dog, horse, cow, sheep, person.
+
+Method:   decoder on a pretrained EfficientNet-Lite0, several classes a photo, image labels alone.
+Hardware: two CPU cores in the better part of an hour, or one GPU in minutes.
+Command:  python -m selfexplain_jax.main --config=configs/voc2012_animals.py --workdir=runs/voc2012_animals
+Data:     python -m selfexplain_jax.data.prepare --dataset=voc2012 --data_dir=DIR, then --config.data.data_dir=DIR.
+Variants: self_explainer, classifier (EfficientNet-Lite0 itself), explainer (Stalder et al. 2022, on that classifier,
+          which must be in runs/voc2012_animals_classifier: the command with :classifier behind the config's name).
+Score:    not trained here, so none is promised.
+"""
+
+from selfexplain_jax.config import base_config
+from selfexplain_jax.recipes import classifier_recipe, explainer_recipe, photo_recipe, self_explainer_recipe
+from selfexplain_jax.types import UserError
+
+VARIANTS = ("self_explainer", "classifier", "explainer")
+
+
+def get_config(variant="self_explainer"):
+    """The experiment of that name."""
+    if variant not in VARIANTS:
+        raise UserError(f"configs/voc2012_animals.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    config = photo_recipe(self_explainer_recipe(base_config()))
+    config.data.name = "voc2012"
+    config.data.options = {"classes": ("cat", "dog", "horse", "cow", "sheep", "person"), "empty": "drop"}
+    config.data.image_size = 128
+    config.data.train_split, config.data.eval_split = "train_aug", "val"
+    # One present class at a time in the object pass, so that each class has a mask of its own.
+    config.passes.classes_per_image = 1
+    config.evaluation.batch_size = 50
+    if variant == "classifier":
+        classifier_recipe(config)
+    if variant == "explainer":
+        config.explainer.classifier = "runs/voc2012_animals_classifier"
+        config.explainer.classifier_config = "configs/voc2012_animals.py:classifier"
+        config.passes.classes_per_image = 0
+        explainer_recipe(config, entropy=3.0, variation=1.0, bounds=0.8, target_area=0.01, non_target_area=0.3)
+        # Ten times the paper's in the decoder, which is new; the paper's in the encoder.
+        config.train.learning_rate = 1e-3
+    return config

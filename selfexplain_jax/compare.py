@@ -1,0 +1,266 @@
+"""Methods side by side: one split, several models, methods and metrics, all over the same images.
+
+First every method explains every image, and its maps are kept in WORKDIR/maps; then every metric is taken over the
+images that all methods could explain. Both go on where they were interrupted. What a method could not explain is named
+in the results and never counted as zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from selfexplain_jax import evaluate, maps
+from selfexplain_jax.attribution import METHODS, build_method
+from selfexplain_jax.config import load_config
+from selfexplain_jax.data import build_dataset
+from selfexplain_jax.metrics import add, view
+from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
+from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure
+from selfexplain_jax.pictures import overlay, save_grid
+from selfexplain_jax.training import loop
+from selfexplain_jax.training.checkpoint import saved_config
+from selfexplain_jax.training.state import make_predictor
+from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
+
+OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
+"""Methods whose maps are masks already; the others' are scaled to [0, 1] map by map where a metric needs a mask."""
+ANNOTATION = "ground_truth"
+"""The control that comes from the data set; it stands beside METHODS."""
+
+
+def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+    """Runs the comparison that `config.comparison` describes; writes WORKDIR/comparison.json and says what it found.
+
+    Returns:
+      {"methods": {label: {"model": name, "metrics": {name: value}, "counts": {name: count}, "seconds_per_image": s,
+      "failures": [{"image": position, "message": text}]}}, "images": how many are in every average, "left_out":
+      positions in the split of those that are not}. A method that failed on every image has no metrics.
+
+    Raises:
+      UserError: an unknown model, method, metric or option; models of other classes or image sizes than the data set;
+        a split without any image that all methods explain.
+    """
+    folder, dataset = pathlib.Path(workdir).expanduser(), build_dataset(config)
+    columns = build_columns(config, dataset.info)
+    metrics = choose_metrics(config, dataset.info)
+    maps.claim_folder(folder, config)
+    for column in columns:
+        maps.make_maps(column, dataset, config, folder)
+    failures = {column.label: maps.read_failures(folder, column, dataset, config) for column in columns}
+    broken = {label for label, rows in failures.items() if len(rows) == maps.evaluation(dataset, config).num_examples}
+    compared = [column for column in columns if column.label not in broken]
+    left_out = sorted({position for column in compared for position in failures[column.label]})
+    images = maps.evaluation(dataset, config).num_examples - len(left_out)
+    if not compared or images == 0:
+        raise UserError(f"There is no image that every method could explain. {_first_failures(failures)}")
+    table = {}
+    for column in columns:
+        listed = [{"image": position, "message": text} for position, text in failures[column.label].items()]
+        row = {"model": column.model, "failures": listed}
+        if column.label not in broken:
+            row |= take_metrics(column, metrics, dataset, config, folder, left_out)
+            row["seconds_per_image"] = maps.seconds_per_image(folder, column, dataset, config)
+        table[column.label] = row
+    draw(columns, dataset, config, folder)
+    return {"methods": table, "images": images, "left_out": left_out}
+
+
+def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[maps.Column]:
+    """Returns the methods of `config.comparison` with their predictors, each restored once; errors as `compare`."""
+    settings = config.comparison
+    if not settings.models or not settings.methods:
+        raise UserError(
+            "config.comparison needs models and methods; see configs/compare_synthetic.py for one that has."
+        )
+    return make_columns(
+        config, {name: open_model(name, folder, config, info) for name, folder in settings.models.items()}
+    )
+
+
+def make_columns(config: ml_collections.ConfigDict, models: Mapping[str, Predictor]) -> list[maps.Column]:
+    """Returns the methods of `config.comparison` for these models.
+
+    Raises:
+      UserError: an unknown model, method or option, or a label that cannot name a file.
+    """
+    columns = []
+    for label, options in _options(config.comparison.methods).items():
+        unknown = sorted(set(options) - {"model", "method", "scaling", "options"})
+        if unknown:
+            raise UserError(
+                f"config.comparison.methods.{label}.{unknown[0]} is unknown: there are model, method, scaling, options."
+            )
+        name, model = options.get("method", label), options.get("model", next(iter(models)))
+        if model not in models:
+            raise UserError(f"config.comparison.methods.{label}.model = {model!r} is none of {', '.join(models)}.")
+        if not re.fullmatch(r"[\w.+-]+", label):
+            raise UserError(f"config.comparison.methods.{label}: a label names files; use letters, digits and _ . + -.")
+        if name not in METHODS and name != ANNOTATION:
+            raise UserError(
+                f"config.comparison.methods.{label}.method = {name!r} is unknown; there are "
+                f"{', '.join([*METHODS, ANNOTATION])}."
+            )
+        method = None if name == ANNOTATION else build_method(name, **options.get("options", {}))
+        scaling = options.get("scaling", "as_is" if name in OWN_MASKS else "min_max")
+        columns.append(maps.Column(label, model, models[model], method, scaling))
+    return columns
+
+
+def open_model(name: str, source: str, config: ml_collections.ConfigDict, info: DatasetInfo) -> Predictor:
+    """Returns the predictor of a trained run, or of a config's pretrained weights.
+
+    Args:
+      name: of the model in the comparison, for messages.
+      source: the folder of a run, whose checkpoint knows its config; or a config file, PATH.py or PATH.py:VARIANT.
+      config: the comparison's.
+      info: the data set's.
+
+    Raises:
+      UserError: no such run or file, a config without pretrained weights, or a model of other classes, another size or
+        another normalisation.
+    """
+    pretrained = pathlib.Path(source.partition(":")[0]).suffix == ".py"
+    try:
+        settings = load_config(source) if pretrained else saved_config(source)
+    except UserError as error:
+        raise UserError(f"config.comparison.models.{name}: {error} Train it first, or name its folder.") from error
+    settings.data.data_dir = config.data.data_dir
+    if pretrained and not settings.model.pretrained:
+        raise UserError(f"config.comparison.models.{name}: {source} names no pretrained weights; name a trained run.")
+    result = loop.untrained(settings) if pretrained else loop.restore(settings, source)
+    predictor = make_predictor(settings, result.dataset.info, result.model, result.state, result.classifier)
+    if tuple(predictor.class_names) != tuple(info.class_names) or predictor.image_size != info.image_size:
+        raise UserError(
+            f"Model {name!r} knows {predictor.num_classes} classes at {predictor.image_size} px, but data set "
+            f"{info.name!r} has {info.num_classes} at {info.image_size} px, or their names differ."
+        )
+    if (*settings.data.mean, *settings.data.std) != (*config.data.mean, *config.data.std):
+        raise UserError(f"Model {name!r} was trained with another config.data.mean or std than the comparison's.")
+    return predictor
+
+
+# ---- Metrics ---------------------------------------------------------------------------------------------------------
+
+
+def choose_metrics(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, dict]:
+    """Returns {metric: options} of `config.comparison.metrics`.
+
+    Raises:
+      UserError: no metric, an unknown one, or one that needs what the data set does not have.
+    """
+    metrics = _options(config.comparison.metrics)
+    if not metrics:
+        raise UserError(f"config.comparison.metrics is empty; there are {', '.join(MAP_METRICS)}.")
+    for name in metrics:
+        if name not in MAP_METRICS:
+            raise UserError(f"config.comparison.metrics.{name} is unknown; there are {', '.join(MAP_METRICS)}.")
+        if "mask" in MAP_METRICS[name].needs and not info.has_masks:
+            raise UserError(f"Metric {name!r} needs masks, which data set {info.name!r} does not have: leave it out.")
+    return metrics
+
+
+def take_metrics(
+    column: maps.Column,
+    metrics: Mapping[str, dict],
+    dataset: Dataset,
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    left_out: list[int],
+) -> dict[str, Any]:
+    """Returns {"metrics": {number: value}, "counts": {number: count}} of one method over the images that all explain.
+
+    A method that is done is read from WORKDIR/metrics/LABEL.json, as long as the same images are left out.
+    """
+    path, asked = folder / "metrics" / f"{column.label}.json", {"metrics": metrics, "left_out": left_out}
+    if path.is_file() and (stored := json.loads(path.read_text()))["asked"] == json.loads(json.dumps(asked)):
+        return stored["row"]
+    total = {name: {} for name in metrics}
+    for number, batch in maps.progress(maps.evaluation(dataset, config), f"metrics {column.label}"):
+        with np.load(maps.map_path(folder, column, number)) as stored:
+            saliency, class_ids = stored["saliency"], stored["class_ids"]
+        seen = see(column, view.fill_padding(batch), class_ids, saliency, dataset, left_out)
+        rng = jax.random.fold_in(jax.random.key(config.seed), number)
+        for name, options in metrics.items():
+            kept = seen
+            # A random crop cuts an object off now and then: its map has no truth to be held against.
+            for truth in {"mask", "boxes"} & set(MAP_METRICS[name].needs):
+                kept = dataclasses.replace(kept, counted=counted_with_truth(kept, truth))
+            total[name] = add(total[name], measure(name, column.predictor, kept, rng=rng, **options))
+    row = {"metrics": {}, "counts": {}}
+    for name, sums in total.items():
+        row["metrics"] |= finish(name, sums)
+        row["counts"] |= {number: int(np.sum(count)) for number, (_, count) in sums.items()}
+    row = evaluate.finite(row, column.label)
+    maps.write_whole(path, json.dumps({"asked": asked, "row": row}, indent=1).encode())
+    return row
+
+
+def see(
+    column: maps.Column,
+    batch: Batch,
+    class_ids: np.ndarray,
+    saliency: np.ndarray,
+    dataset: Dataset,
+    left_out: list[int],
+) -> Explained:
+    """Returns the checked batch that metrics take, without the images that some method could not explain."""
+    out = np.isin(batch["index"], left_out)
+    batch = batch | {"valid": batch["valid"] * ~out}
+    return explained(
+        column.predictor,
+        batch,
+        class_ids,
+        np.where(out[:, None, None, None], 0, saliency),
+        scaling=column.scaling,
+        has_masks=dataset.info.has_masks,
+    )
+
+
+def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """Writes WORKDIR/pictures/comparison.png: a row for each class of some images, a column for each method.
+
+    Maps that are no masks are scaled to 0..1 one by one; a method that failed leaves its cell empty.
+    """
+    batches = maps.evaluation(dataset, config)
+    wanted = min(config.comparison.figure_images, batches.num_examples)
+    if not wanted:
+        return
+    shown = set(batches.positions[np.linspace(0, batches.num_examples - 1, wanted).round().astype(int)].tolist())
+    cells, titles = {name: [] for name in ["image", *(column.label for column in columns)]}, []
+    for number, batch in enumerate(batches):
+        rows = [row for row in np.flatnonzero(batch["valid"] > 0) if int(batch["index"][row]) in shown]
+        if not rows:
+            continue
+        drawn = {}
+        for column in columns:
+            with np.load(maps.map_path(folder, column, number)) as stored:
+                drawn[column.label], class_ids = stored["saliency"], stored["class_ids"]
+        for row in rows:
+            pixels = batch["image"][row] * np.asarray(config.data.std) + np.asarray(config.data.mean)
+            image = np.clip(pixels / 255, 0, 1).astype(np.float32)
+            for place in np.flatnonzero(batch["label"][row, class_ids[row]] > 0):
+                titles.append(dataset.info.class_names[class_ids[row, place]])
+                cells["image"].append(image)
+                for column in columns:
+                    saliency = drawn[column.label][row, place]
+                    mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
+                    cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else None)
+    save_grid(folder / "pictures" / "comparison.png", cells, titles)
+
+
+def _options(settings: ml_collections.ConfigDict) -> dict[str, dict]:
+    return {name: dict(options) for name, options in settings.to_dict().items()}
+
+
+def _first_failures(failures: Mapping[str, Mapping[int, str]]) -> str:
+    return " ".join(f"{label}: {next(iter(rows.values()))}." for label, rows in failures.items() if rows)

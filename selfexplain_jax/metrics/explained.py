@@ -1,0 +1,249 @@
+"""A batch with the saliency maps of one method and its ground truth: what every metric of saliency maps is given.
+
+Made by `explained`, which checks everything once and says what is wrong; the metrics of `map_metrics.py` compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selfexplain_jax.metrics import segmentation
+from selfexplain_jax.types import Batch, Predictor, UserError
+
+SCALINGS = ("as_is", "min_max")
+"""How a map becomes a mask in [0, 1]: it is one already; or (s - min) / (max - min) of each map, 0 for a flat one."""
+BOX_ROOM = 8
+"""Boxes per image are padded to a multiple of this, so that few shapes are compiled."""
+
+
+class PixelBoxes(NamedTuple):
+    """Boxes of a batch in pixels of its images; n is the same for all, padding has class -1.
+
+    corners:   float32 [B, n, 4]: left, top, right, bottom; pixel i reaches from i to i + 1.
+    class_ids: int32 [B, n].
+    ignored:   bool [B, n]: marked as difficult (VOC) or as a crowd (COCO).
+    """
+
+    corners: np.ndarray
+    class_ids: np.ndarray
+    ignored: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """Images with one saliency map for each class asked for. All arrays are numpy's.
+
+    images:    float32 [B, H, W, 3], normalised.
+    class_ids: int32 [B, k], the maps' classes.
+    saliency:  float32 [B, k, H, W], raw.
+    masks:     float32 [B, k, H, W] in [0, 1], the maps scaled as the method asks for.
+    label:     float32 [B, C], multi-hot.
+    valid:     float32 [B], 0 for padding.
+    counted:   bool [B, k], the maps that enter the averages: of present classes in valid rows, unless told otherwise.
+    index:     int [B], the images' positions in the split, for messages.
+    mask:      uint8 [B, H, W], class index + 1, 0 background, 255 void; None where the data set has no masks.
+    boxes:     the images' boxes; None where the data set has none.
+    photo_sizes: int [B, 2], height and width of the photos that were squeezed to the images; None where not known.
+    """
+
+    images: np.ndarray
+    class_ids: np.ndarray
+    saliency: np.ndarray
+    masks: np.ndarray
+    label: np.ndarray
+    valid: np.ndarray
+    counted: np.ndarray
+    index: np.ndarray
+    mask: np.ndarray | None = None
+    boxes: PixelBoxes | None = None
+    photo_sizes: np.ndarray | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return self.label.shape[1]
+
+
+def explained(
+    predictor: Predictor,
+    batch: Batch,
+    class_ids: np.ndarray,
+    saliency: np.ndarray,
+    *,
+    scaling: str = "as_is",
+    counted: np.ndarray | None = None,
+    has_masks: bool = True,
+    boxes: PixelBoxes | None = None,
+    photo_sizes: np.ndarray | None = None,
+) -> Explained:
+    """Returns the checked batch that metrics of saliency maps take.
+
+    Args:
+      predictor: what was explained; gives the classes and the image size.
+      batch: images, label, valid, index and, with `has_masks`, mask.
+      class_ids: integers [B, k], the maps' classes.
+      saliency: [B, k, H, W] at image size.
+      scaling: a name in `SCALINGS`; "as_is" for maps that are masks (learned ones and controls).
+      counted: bool [B, k], the maps to count; None: those of present classes. Padding never counts.
+      has_masks: whether the batch's masks are ground truth.
+      boxes: from `pad_boxes`, where the data set has boxes.
+      photo_sizes: int [B, 2], height and width of the photos, where the images are whole photos squeezed to the square.
+
+    Raises:
+      UserError: shapes that do not fit, class ids out of range, a map that is not finite (named by its image), a map
+        outside [0, 1] under "as_is", an unknown scaling, or a label with other classes than the predictor.
+    """
+    images, label = np.asarray(batch["image"], np.float32), np.asarray(batch["label"], np.float32)
+    class_ids, saliency = np.asarray(class_ids), np.asarray(saliency)
+    valid, index = np.asarray(batch["valid"], np.float32), np.asarray(batch["index"])
+    size = predictor.image_size
+    if images.ndim != 4 or images.shape[1:3] != (size, size):
+        raise UserError(f"The metrics need images [B, {size}, {size}, 3], the predictor's size; got {images.shape}.")
+    if label.shape != (len(images), predictor.num_classes):
+        raise UserError(
+            f"The label has shape {label.shape}, expected {(len(images), predictor.num_classes)}: one row per image, "
+            "one column per class of the predictor."
+        )
+    _check_class_ids(predictor, class_ids, index)
+    if saliency.shape != (*class_ids.shape, size, size):
+        raise UserError(
+            f"The saliency maps have shape {saliency.shape}, expected {(*class_ids.shape, size, size)} (images, "
+            "classes, height, width): resize them to the images."
+        )
+    saliency = saliency.astype(np.float32)
+    real = valid > 0
+    finite = np.isfinite(saliency).all(axis=(2, 3))
+    _refuse(~finite & real[:, None], index, class_ids, predictor, "hold NaN or infinity: no number can be made of them")
+    masks = _masks(saliency, scaling, real, index, class_ids, predictor)
+    if counted is None:
+        counted = np.take_along_axis(label, class_ids, axis=1) > 0
+    elif np.shape(counted) != class_ids.shape:
+        raise UserError(f"counted has shape {np.shape(counted)}, expected {class_ids.shape}: one entry per map.")
+    if boxes is not None and len(boxes.corners) != len(images):
+        raise UserError(f"There are boxes of {len(boxes.corners)} images, but {len(images)} images.")
+    if photo_sizes is not None and np.shape(photo_sizes) != (len(images), 2):
+        raise UserError(
+            f"photo_sizes has shape {np.shape(photo_sizes)}, expected {(len(images), 2)}: height and width."
+        )
+    return Explained(
+        images=images,
+        class_ids=class_ids.astype(np.int32),
+        saliency=saliency,
+        masks=masks,
+        label=label,
+        valid=valid,
+        counted=(np.asarray(counted) > 0) & real[:, None],
+        index=index,
+        mask=np.asarray(batch["mask"]) if has_masks else None,
+        boxes=boxes,
+        photo_sizes=None if photo_sizes is None else np.asarray(photo_sizes),
+    )
+
+
+@jax.jit
+def min_max(maps: jax.Array) -> jax.Array:
+    """Returns (s - min s) / (max s - min s) of each map [..., H, W], in [0, 1]; 0 for a map that is flat."""
+    low, high = maps.min(axis=(-2, -1), keepdims=True), maps.max(axis=(-2, -1), keepdims=True)
+    scaled = jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
+    # XLA's division may miss 1 by a rounding, and thresholds look at the largest value.
+    return jnp.where((maps == high) & (high > low), 1, scaled)
+
+
+def pad_boxes(boxes: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> PixelBoxes:
+    """Returns the boxes of a batch's images as arrays of one length.
+
+    Args:
+      boxes: per image (corners [n, 4] in pixels of the image as in `data.augment.fit_boxes`, class ids [n], ignored
+        [n]); of padding images, empty arrays.
+    """
+    most = max([len(class_ids) for _, class_ids, _ in boxes] + [1])
+    room = -(-most // BOX_ROOM) * BOX_ROOM
+    corners = np.zeros((len(boxes), room, 4), np.float32)
+    all_ids = np.full((len(boxes), room), -1, np.int32)
+    all_ignored = np.zeros((len(boxes), room), bool)
+    for row, (places, class_ids, ignored) in enumerate(boxes):
+        corners[row, : len(places)] = places
+        all_ids[row, : len(class_ids)] = class_ids
+        all_ignored[row, : len(ignored)] = ignored
+    return PixelBoxes(corners, all_ids, all_ignored)
+
+
+def counted_with_truth(seen: Explained, truth: str) -> np.ndarray:
+    """Returns which counted maps have a ground truth of their class, bool [B, k].
+
+    A crop can cut an object off, and boxes can lack a class that the masks show: to leave such maps out knowingly, give
+    this to `dataclasses.replace(seen, counted=...)` and say how many they were.
+
+    Args:
+      seen: from `explained`.
+      truth: "mask" or "boxes".
+    """
+    if truth == "boxes":
+        return seen.counted & (seen.boxes.class_ids[:, None, :] == seen.class_ids[:, :, None]).any(axis=2)
+    return seen.counted & np.asarray(segmentation.class_truth(seen.mask, seen.class_ids)).any(axis=(2, 3))
+
+
+def check_truth(seen: Explained, truth: str, metric: str) -> None:
+    """Refuses maps without the ground truth that a metric needs.
+
+    Args:
+      seen: from `explained`.
+      truth: "mask" or "boxes".
+      metric: named in the message.
+
+    Raises:
+      UserError: the batch has no masks (boxes), or a counted map's class has no pixel (no box) in its image.
+    """
+    if (seen.mask if truth == "mask" else seen.boxes) is None:
+        what = "masks" if truth == "mask" else "boxes"
+        raise UserError(f"Metric {metric!r} needs {what}, which this data set does not have: leave the metric out.")
+    without = seen.counted & ~counted_with_truth(seen, truth)
+    if without.any():
+        what = "no pixel" if truth == "mask" else "no box"
+        pairs = [(int(seen.index[row]), int(seen.class_ids[row, place])) for row, place in np.argwhere(without)[:5]]
+        raise UserError(
+            f"Metric {metric!r}: the ground truth has {what} of the class of {without.sum()} counted maps, first "
+            f"(image, class) {pairs} of the split. Leave them out with explained.counted_with_truth, or correct the "
+            "labels."
+        )
+
+
+def _check_class_ids(predictor: Predictor, class_ids: np.ndarray, index: np.ndarray) -> None:
+    if class_ids.ndim != 2 or len(class_ids) != len(index) or not np.issubdtype(class_ids.dtype, np.integer):
+        raise UserError(
+            f"The metrics need integer class ids [B, k] for {len(index)} images; got shape {class_ids.shape}, "
+            f"{class_ids.dtype}."
+        )
+    bad = (class_ids < 0) | (class_ids >= predictor.num_classes)
+    if bad.any():
+        row, place = np.argwhere(bad)[0]
+        raise UserError(
+            f"Class ids must lie in 0..{predictor.num_classes - 1}; image {index[row]} of the split asks for "
+            f"{class_ids[row, place]}."
+        )
+
+
+def _masks(saliency, scaling, real, index, class_ids, predictor) -> np.ndarray:
+    if scaling not in SCALINGS:
+        raise UserError(f"Unknown scaling {scaling!r} of saliency maps; there are {', '.join(SCALINGS)}.")
+    if scaling == "min_max":
+        return np.asarray(min_max(saliency))
+    outside = (saliency.min(axis=(2, 3)) < -1e-4) | (saliency.max(axis=(2, 3)) > 1 + 1e-4)
+    what = 'leave [0, 1]: take scaling="min_max" for maps that are no masks'
+    _refuse(outside & real[:, None], index, class_ids, predictor, what)
+    return np.clip(saliency, 0, 1)
+
+
+def _refuse(bad: np.ndarray, index: np.ndarray, class_ids: np.ndarray, predictor: Predictor, what: str) -> None:
+    if bad.any():
+        row, place = np.argwhere(bad)[0]
+        rows = np.unique(np.asarray(index)[bad.any(axis=1)])
+        raise UserError(
+            f"The saliency maps of {len(rows)} images, {rows[:5].tolist()} of the split, {what}. The first is of class "
+            f"{predictor.class_names[class_ids[row, place]]!r}."
+        )

@@ -1,0 +1,216 @@
+"""What experiments have in common: each recipe sets fields of a config in place and returns it. No jax here either."""
+
+from __future__ import annotations
+
+import ml_collections
+
+
+def self_explainer_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Sets the training recipe that docs/results.md arrived at, in place, and returns the config.
+
+    Experiments start from it and change what their data ask for.
+    """
+    # Classification alone until this step; then all passes, their weights growing over `ramp` steps.
+    start, ramp = 300, 200
+    config.train.steps = 2400
+    config.train.batch_size = 32
+    config.train.learning_rate = 4e-3
+    # From a pool that finds the class fast to one near the mean (0), where a few strong cells cannot carry it.
+    config.model.initial_temperature = 0.6
+    config.model.pooling_temperature = 0.25
+    config.model.temperature_steps = 1600
+    # Neighbouring cells share evidence: without it the maps show the grid of the last layer.
+    config.model.map_blur = 0.7
+    # Masks end where the image has an edge.
+    config.model.edge_distances = (4, 2, 1)
+    config.passes.infills = ("zero", "color_noise", "blur")
+    config.passes.evaluator_masks = ("swapped", "complement", "blobs")
+    config.objective = {
+        # Tells classes apart from the first step on; BCE alone would sit on a plateau for a thousand steps.
+        "ranking": {"weight": 1.0},
+        # Ties a logit of 0, a mask of one half, to "present".
+        "classification": {"weight": 1.0, "start": start, "ramp": ramp},
+        "object": {"weight": 2.0, "start": start, "ramp": ramp},
+        "background": {"weight": 1.5, "start": start, "ramp": ramp},
+        "evaluator": {"weight": 2.0, "start": start, "ramp": ramp},
+        "area_target": {"weight": 0.15, "start": start},
+        "area_non_target": {"weight": 0.2, "start": start},
+        "smoothness": {"weight": 0.03, "edge": 2.0, "start": start},
+        # Cells of one colour on one side of the outline, once the passes have said which side is the object.
+        "affinity": {"weight": 10.0, "start": 600, "ramp": 600},
+    }
+    return config
+
+
+def explainer_recipe(
+    config: ml_collections.ConfigDict,
+    *,
+    entropy: float,
+    variation: float,
+    bounds: float,
+    target_area: float,
+    non_target_area: float,
+) -> ml_collections.ConfigDict:
+    """Sets method, objective and optimizer of the Explainer (Stalder et al. 2022, section 3), in place.
+
+    Args:
+      config: `config.model.mask_stride` is read: call this behind the choice of the network.
+      entropy: of the classifier's answer to the background, the paper's lambda_E.
+      variation: total variation of target and non-target mask, lambda_TV, as a weight for masks of the image's size.
+      bounds: area bounds of the present classes' masks, 5 to 30 % of the image, lambda_B.
+      target_area, non_target_area: mean of target and non-target mask, lambda_m and lambda_n.
+
+    Returns:
+      The config.
+    """
+    config.method = "explainer"
+    config.passes.infills = ("zero",)
+    config.objective = {
+        "object": {"weight": 1.0},
+        "background": {"weight": entropy, "form": "mean_entropy"},
+        # Over cells of s pixels a mask varies s times as much per step as over pixels.
+        "smoothness": {"weight": variation / config.model.mask_stride},
+        "area_bounds": {"weight": bounds, "lower": 0.05, "upper": 0.3},
+        "area_target": {"weight": target_area},
+        "area_non_target": {"weight": non_target_area},
+    }
+    _as_published(config.train)
+    return config
+
+
+def real_time_saliency_recipe(config: ml_collections.ConfigDict, area: float = 1.0) -> ml_collections.ConfigDict:
+    """Sets method, objective and optimizer of real-time saliency (Dabkowski & Gal 2017), in place.
+
+    The masks of all classes come from one pass of the network, in the place of the paper's class selector.
+
+    Args:
+      config: `config.model.mask_stride` is read: call this behind the choice of the network.
+      area: weight of the mask's mean, lambda_2. The paper has .001 for its ImageNet network; 1 is what Stalder et al.
+        2022 arrived at when they trained this loss on VOC and COCO.
+
+    Returns:
+      The config.
+    """
+    config.method = "explainer"
+    # The alternative image: a blur, or one random colour with noise.
+    config.passes.infills = ("blur", "color_noise")
+    config.objective = {
+        "object": {"weight": 1.0, "target": "present"},
+        "background": {"weight": 5.0, "form": "probability", "power": 0.3},
+        # Squares of differences: s^2 times as large over cells of s pixels.
+        "squared_smoothness": {"weight": 10.0 / config.model.mask_stride**2},
+        "area_target": {"weight": area},
+    }
+    _as_published(config.train)
+    return config
+
+
+def _as_published(train: ml_collections.ConfigDict) -> None:
+    """Adam at a constant rate, unclipped, batch 16."""
+    train.optimizer = "adam"
+    train.schedule = "constant"
+    train.warmup_steps = 0
+    train.clip_norm = 0.0
+    train.batch_size = 16
+
+
+def photo_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Sets network (a pretrained EfficientNet-Lite0), crops and schedule for photographs, in place; returns the config.
+
+    Call it behind `self_explainer_recipe`, whose dates it brings forward.
+    """
+    config.data.image_size = 224
+    config.data.crop_area = (0.4, 1.0)
+    config.data.flip = True
+    config.data.color_jitter = (0.2, 0.2, 0.2, 0.02)
+    config.model.name = "encoder_unet"
+    config.model.encoder = "efficientnet_lite0"
+    config.model.pretrained = "imagenet"
+    # A batch of 16 is too few for batch statistics of its own.
+    config.model.frozen_norm = True
+    config.model.mask_stride = 4
+    config.train.backbone_rate = 0.1
+    config.train.batch_size = 16
+    config.train.learning_rate = 2e-3
+    config.train.steps = 600
+    config.train.warmup_steps = 20
+    config.train.checkpoint_every = 100
+    # A pretrained encoder knows the classes after a few steps: everything comes early.
+    config.model.temperature_steps = 300
+    for name in ("classification", "object", "background", "evaluator", "area_target", "area_non_target", "smoothness"):
+        config.objective[name].start = 50
+    for name in ("classification", "object", "background", "evaluator"):
+        config.objective[name].ramp = 50
+    config.objective.affinity.start, config.objective.affinity.ramp = 100, 100
+    return config
+
+
+def classifier_recipe(config: ml_collections.ConfigDict, network: str = "") -> ml_collections.ConfigDict:
+    """Turns an experiment of photographs into its plain classifier, in place; returns the config.
+
+    Args:
+      config: the experiment.
+      network: a name in `models.backbones.BACKBONES`; "" is the encoder of the experiment.
+    """
+    config.method = "classifier"
+    config.model.name = network or config.model.encoder
+    config.objective = {"classification": {"weight": 1.0}}
+    return config
+
+
+def published_classifier_recipe(config: ml_collections.ConfigDict, network: str) -> ml_collections.ConfigDict:
+    """Turns an experiment of photographs into a classifier as Stalder et al. 2022 explain it, in place; returns it.
+
+    ImageNet weights, trained further in all layers on photos squeezed to the square, without augmentation.
+
+    Args:
+      config: the experiment.
+      network: "vgg16" or "resnet50".
+    """
+    config.data.crop_area = ()
+    config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)
+    config.data.flip = False
+    # Of ImageNet's colours, so that 0 is the mean colour for the Explainer's network too.
+    config.data.mean, config.data.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    classifier_recipe(config, network)
+    _as_published(config.train)
+    config.train.learning_rate, config.train.backbone_rate = 1e-5, 1.0
+    return config
+
+
+def comparison_recipe(config: ml_collections.ConfigDict, own: str, plain: str) -> ml_collections.ConfigDict:
+    """Sets a comparison of a Self-Explainer's masks with the maps of a plain classifier, in place; returns the config.
+
+    Args:
+      config: `config.data` says on what.
+      own, plain: folders of the runs of the Self-Explainer and of the classifier.
+    """
+    size = config.data.image_size
+    comparison = config.comparison
+    comparison.models = {"self_explainer": own, "classifier": plain}
+    post_hoc = {
+        "grad_cam": {},
+        "grad_cam_plus_plus": {},
+        "score_cam": {},
+        "gradient": {},
+        "smooth_grad": {},
+        "integrated_gradients": {},
+        "guided_backpropagation": {},
+        "rise": {"num_masks": 2000, "sampling": "antithetic"},
+        # Published for 224 px; lengths scale with the image.
+        "extremal_perturbation": {
+            "grid_step": max(round(7 * size / 224), 1),
+            "sigma": 21.0 * size / 224,
+            "max_blur": 20.0 * size / 224,
+        },
+    }
+    comparison.methods = {"learned": {"model": "self_explainer"}}
+    for name, options in post_hoc.items():
+        comparison.methods[name] = {"model": "classifier", "options": options}
+    for name in ("ground_truth", "centre", "edges", "constant"):
+        comparison.methods[name] = {"model": "classifier"}
+    for name in ("segmentation", "pointing_game", "pixel_precision", "deletion_insertion", "average_drop", "road"):
+        comparison.metrics[name] = {}
+    # Maps by perturbation take a second and more an image here.
+    config.evaluation.batch_size, config.evaluation.max_examples = 10, 100
+    return config

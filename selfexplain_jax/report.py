@@ -1,0 +1,88 @@
+"""Results as tables to read and to paste: a comparison as Markdown and as CSV. Knows numbers and no model."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LOWER_IS_BETTER = (
+    "average_drop",
+    "background_accuracy",
+    "background_coverage",
+    "deletion",
+    "mean_absolute_error",
+    "saliency_score",
+    "seconds_per_image",
+)
+"""Numbers of which the smallest is the best; of all others it is the largest."""
+NO_CONTEST = ("mask_area", "object_area")
+"""Numbers that describe and do not compare."""
+
+
+def comparison_rows(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> tuple[list[str], list[list]]:
+    """Returns (header, rows) of a comparison: a row per method, a column per number; None where there is none.
+
+    Args:
+      results: from `compare.compare`: {"methods": {label: {"model", "metrics", "seconds_per_image", "failures"}}}.
+      numbers: columns to show, in order; default: every number that is no curve and no table, in the order they came.
+    """
+    methods = results["methods"]
+    if numbers is None:
+        found = [n for row in methods.values() for n, value in row.get("metrics", {}).items() if _is_number(value)]
+        numbers = list(dict.fromkeys(found))
+    header = ["method", "model", *numbers, "seconds_per_image", "failed"]
+    rows = []
+    for label, row in methods.items():
+        values = [row.get("metrics", {}).get(number) for number in numbers]
+        rows.append([label, row["model"], *values, row.get("seconds_per_image"), len(row["failures"])])
+    return header, rows
+
+
+def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
+    """Returns the comparison as a Markdown table, the best value of each column in bold, with what failed below it."""
+    header, rows = comparison_rows(results, numbers)
+    best = {place: _best(name, [row[place] for row in rows]) for place, name in enumerate(header)}
+    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
+    for row in rows:
+        cells = [_cell(value, value is not None and value == best[place]) for place, value in enumerate(row)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(f"\n{results['images']} images, the same for every method.")
+    for label, row in results["methods"].items():
+        if row["failures"]:
+            first = row["failures"][0]
+            lines.append(
+                f"- `{label}` failed on {len(row['failures'])} images, first on image {first['image']} of the split: "
+                f"{first['message']}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def comparison_csv(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
+    """Returns the comparison as CSV, numbers in full precision, an empty cell where there is none."""
+    header, rows = comparison_rows(results, numbers)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([["" if value is None else value for value in row] for row in rows])
+    return text.getvalue()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _best(name: str, values: Sequence[Any]) -> Any:
+    values = [value for value in values if _is_number(value)]
+    if name in ("failed", *NO_CONTEST) or len(values) < 2:
+        return None
+    return min(values) if name in LOWER_IS_BETTER else max(values)
+
+
+def _cell(value: Any, best: bool) -> str:
+    if value is None:
+        return "-"
+    # A pipe in a label would end the cell.
+    text = f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"**{text}**" if best else text

@@ -1,0 +1,108 @@
+"""The configuration in a checkpoint: written as JSON, read again, and held against that of the run that goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from selfexplain_jax.config import base_config
+from selfexplain_jax.types import UserError
+
+MAY_CHANGE = (
+    "comparison",
+    "data.data_dir",
+    "data.eval_split",
+    "data.num_threads",
+    "data.prefetch",
+    "evaluation",
+    "explainer",
+    "passes.evaluate_ema",
+    "train.checkpoint_every",
+    "train.evaluate",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.picture_every",
+)
+"""Fields (or groups of fields) that may differ between a checkpoint and the run that goes on from it.
+
+Where an Explainer's classifier lies is one of them: its fingerprint says whether it is the same.
+"""
+
+FREE_GROUPS = ("data.options", "objective")
+"""Groups whose fields are the config's own: one that is not there is off, and has no default."""
+
+_ABSENT = "absent"
+
+
+def jsonable(config: Mapping | ml_collections.ConfigDict) -> dict:
+    """The configuration as JSON gives it back: plain dicts, lists for tuples."""
+    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return json.loads(json.dumps(plain))
+
+
+def from_json(saved: Mapping) -> ml_collections.ConfigDict:
+    """A configuration as `jsonable` gave it: tuples for lists, and the default of every field that is not there."""
+
+    def read(value):
+        if isinstance(value, Mapping):
+            return {name: read(part) for name, part in value.items()}
+        return tuple(map(read, value)) if isinstance(value, list) else value
+
+    config = base_config().unlock()
+    for name, value in read(saved).items():
+        if not isinstance(value, dict) or name == "objective":
+            config[name] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+            continue
+        for field, part in value.items():
+            if f"{name}.{field}" in FREE_GROUPS:
+                part = ml_collections.config_dict.ConfigDict(part, allow_dotted_keys=True)
+            config[name][field] = part
+    return config.lock()
+
+
+def check_same_config(saved: Mapping, present: Mapping, where: str) -> None:
+    """Holds the configuration of a checkpoint against that of this run; `MAY_CHANGE` lists what may differ.
+
+    A field that is younger than the checkpoint counts as having had its default there.
+
+    Args:
+      saved: the checkpoint's, as from `jsonable`.
+      present: this run's, as from `jsonable`.
+      where: names the checkpoint in the message.
+
+    Raises:
+      UserError: lists each field that differs, with both values.
+    """
+    saved, present = _flat(saved), _flat(present)
+    younger = {
+        name: value
+        for name, value in _flat(jsonable(base_config())).items()
+        if not any(name.startswith(group + ".") for group in FREE_GROUPS)
+    }
+    saved = younger | saved
+    differing = [
+        name
+        for name in sorted(saved.keys() | present.keys())
+        if saved.get(name, _ABSENT) != present.get(name, _ABSENT)
+        and not any(name == free or name.startswith(free + ".") for free in MAY_CHANGE)
+    ]
+    if differing:
+        lines = [
+            f"  {name}: {saved.get(name, _ABSENT)!r} there, {present.get(name, _ABSENT)!r} now" for name in differing
+        ]
+        raise UserError(
+            f"{where} was made with another configuration:\n"
+            + "\n".join(lines)
+            + "\nUse another --workdir for this configuration, or the configuration of the checkpoint to go on with it."
+        )
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested dicts; an empty dict leaves nothing."""
+    result = {}
+    for key, value in tree.items():
+        result.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return result

@@ -1,0 +1,195 @@
+"""Comparing methods: the same images for all, failures named, runs that go on, tables."""
+
+import csv
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfexplain_jax import compare, evaluate, maps, report
+from selfexplain_jax.attribution import METHODS
+from selfexplain_jax.config import base_config
+from selfexplain_jax.data import build_dataset
+from selfexplain_jax.types import Predictor, UserError
+
+SIZE = 32
+
+
+def settings(**methods):
+    config = base_config()
+    config.data.image_size, config.data.options = SIZE, {"num_classes": 3, "max_objects": 2}
+    config.evaluation.batch_size, config.evaluation.max_examples = 4, 10
+    config.comparison.models = {"colours": "no/folder"}
+    config.comparison.methods = methods
+    config.comparison.metrics = {"segmentation": {}, "pointing_game": {}}
+    config.comparison.figure_images = 2
+    return config
+
+
+OPEN_MODEL = compare.open_model
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch):
+    """A classifier that nobody trained, in the place of every model that a comparison opens."""
+    names = build_dataset(settings()).info.class_names
+    predictor = Predictor(lambda images: images.mean(axis=(1, 2)), jax.nn.sigmoid, names, SIZE)
+    monkeypatch.setattr(compare, "open_model", lambda *arguments: predictor)
+
+
+def breaks_on(bad):
+    """A method whose maps are NaN for images as bright as `bad`, the image at that place of the run."""
+
+    def method(predictor, images, class_ids, *, rng=None):
+        del predictor, rng
+        fine = jnp.abs(images.mean(axis=(1, 2, 3)) - bad) > 1e-6
+        return jnp.where(fine[:, None, None, None], 0.25, jnp.nan) * jnp.ones((*class_ids.shape, SIZE, SIZE))
+
+    return method
+
+
+def brightness_of(config, place):
+    dataset = build_dataset(config)
+    batches = list(maps.evaluation(dataset, config))
+    return float(np.concatenate([batch["image"] for batch in batches])[place].mean())
+
+
+def test_all_methods_are_averaged_over_the_images_that_all_explain(tmp_path, monkeypatch):
+    config = settings(ground_truth={}, half={"method": "constant", "options": {"value": 0.5}}, broken={})
+    monkeypatch.setitem(METHODS, "broken", breaks_on(brightness_of(config, 5)))
+    results = compare.compare(config, tmp_path)
+    position = int(maps.evaluation(build_dataset(config), config).positions[5])
+    assert results["images"] == 9 and results["left_out"] == [position]
+    rows = results["methods"]
+    assert rows["broken"]["failures"] == [{"image": position, "message": "the map holds NaN or infinity"}]
+    assert rows["ground_truth"]["failures"] == rows["half"]["failures"] == []
+    for row in rows.values():
+        assert row["counts"]["continuous_iou"] == 9 and row["seconds_per_image"] > 0
+    assert rows["ground_truth"]["metrics"]["continuous_iou"] == pytest.approx(1.0)
+    assert rows["ground_truth"]["metrics"]["pointing_game"] == 1.0
+    # sum min(1/2, g) / sum max(1/2, g) = (g / 2) / (1/2 + g / 2) for the share g of the object.
+    assert 0.02 < rows["half"]["metrics"]["continuous_iou"] < 0.5
+    assert (tmp_path / "pictures" / "comparison.png").is_file()
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
+    config = settings(constant={}, flaky={})
+    calls = []
+
+    def flaky(predictor, images, class_ids, *, rng=None):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return jax.random.uniform(rng, (*class_ids.shape, SIZE, SIZE))
+
+    monkeypatch.setitem(METHODS, "flaky", flaky)
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(config, tmp_path)
+    resumed = compare.compare(config, tmp_path)
+    assert len(calls) == 4  # three batches, one of them begun twice
+    whole = compare.compare(config, tmp_path / "whole")
+    for label in ("constant", "flaky"):
+        assert resumed["methods"][label]["metrics"] == whole["methods"][label]["metrics"]
+    # All is there: nothing is computed again.
+    monkeypatch.setitem(METHODS, "flaky", None)
+    monkeypatch.setattr(compare, "build_method", lambda name, **options: None)
+    monkeypatch.setattr(compare, "measure", None)
+    assert compare.compare(config, tmp_path)["methods"]["flaky"]["metrics"] == whole["methods"]["flaky"]["metrics"]
+
+
+def test_a_method_that_fails_everywhere_is_named_and_takes_no_image_away(tmp_path):
+    results = compare.compare(settings(ground_truth={}, learned={}), tmp_path)
+    assert results["images"] == 10 and results["left_out"] == []
+    row = results["methods"]["learned"]
+    assert len(row["failures"]) == 10 and "metrics" not in row
+    assert "UserError" in row["failures"][0]["message"]
+    table = report.comparison_markdown(results)
+    assert "`learned` failed on 10 images, first on image 0 of the split: UserError" in table
+
+
+def test_nothing_to_compare_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no image that every method could explain. learned: UserError"):
+        compare.compare(settings(learned={}), tmp_path)
+
+
+def test_a_folder_belongs_to_one_comparison(tmp_path):
+    compare.compare(settings(constant={}), tmp_path)
+    # A method may be added later.
+    assert set(compare.compare(settings(centre={}), tmp_path)["methods"]) == {"centre"}
+    with pytest.raises(UserError, match="another comparison: methods.constant differ"):
+        compare.compare(settings(constant={"options": {"value": 0.1}}), tmp_path)
+    other = settings(constant={})
+    other.seed = 7
+    with pytest.raises(UserError, match="another comparison: seed differ"):
+        compare.compare(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"comparison.methods": {"grad_kam": {}}}, "grad_kam.method = 'grad_kam' is unknown; there are learned"),
+        ({"comparison.methods": {"constant": {"model": "x"}}}, "constant.model = 'x' is none of colours"),
+        ({"comparison.methods": {"constant": {"opt": {}}}}, "constant.opt is unknown"),
+        ({"comparison.methods": {"a/b": {"method": "constant"}}}, "letters, digits"),
+        ({"comparison.methods": {"constant": {"options": {"v": 1}}}}, "no option 'v'"),
+        ({"comparison.metrics": {"iuo": {}}}, "metrics.iuo is unknown; there are segmentation"),
+        ({"comparison.metrics": {}}, "metrics is empty"),
+        ({"comparison.models": {}}, "needs models and methods"),
+    ],
+)
+def test_bad_comparisons_are_refused(tmp_path, change, message):
+    config = settings(constant={})
+    for name, value in change.items():
+        setattr(config.comparison, name.split(".")[1], value)
+    with pytest.raises(UserError, match=message):
+        compare.compare(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_was_not_trained_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "open_model", OPEN_MODEL)
+    with pytest.raises(UserError, match="models.colours: no/folder holds no checkpoints. Train it first"):
+        compare.compare(settings(constant={}), tmp_path)
+
+
+def test_present_classes_come_first():
+    label = np.asarray([[0, 1, 0, 1], [0, 0, 1, 0]])
+    np.testing.assert_array_equal(maps.present_classes(label, 2), [[1, 3], [2, 0]])
+    assert maps.present_classes(label, 9).shape == (2, 4)
+
+
+RESULTS = {
+    "images": 3,
+    "methods": {
+        "a": {
+            "model": "m",
+            "metrics": {"iou": 0.25, "deletion": 0.5, "curve": [1, 2]},
+            "seconds_per_image": 2.0,
+            "failures": [],
+        },
+        "b|c": {"model": "m", "metrics": {"iou": 0.5, "deletion": 0.75}, "seconds_per_image": 1.0, "failures": []},
+        "d": {"model": "n", "failures": [{"image": 4, "message": "no masks"}] * 3},
+    },
+}
+
+
+def test_tables_by_hand():
+    assert report.comparison_markdown(RESULTS) == (
+        "| method | model | iou | deletion | seconds_per_image | failed |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| a | m | 0.25 | **0.5** | 2 | 0 |\n"
+        "| b\\|c | m | **0.5** | 0.75 | **1** | 0 |\n"
+        "| d | n | - | - | - | 3 |\n"
+        "\n3 images, the same for every method.\n"
+        "- `d` failed on 3 images, first on image 4 of the split: no masks\n"
+    )
+    rows = list(csv.reader(io.StringIO(report.comparison_csv(RESULTS, ["iou"]))))
+    assert rows[0] == ["method", "model", "iou", "seconds_per_image", "failed"]
+    assert rows[1:] == [["a", "m", "0.25", "2.0", "0"], ["b|c", "m", "0.5", "1.0", "0"], ["d", "n", "", "", "3"]]
+
+
+def test_results_of_a_comparison_can_be_written_and_read(tmp_path):
+    evaluate.write_results(tmp_path / "comparison.json", settings(), {}, extra=RESULTS)
+    assert evaluate.read_results(tmp_path / "comparison.json")["methods"]["a"]["metrics"]["iou"] == 0.25
