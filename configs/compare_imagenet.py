@@ -25,10 +25,10 @@ def get_config(variant="comparison"):
     config.comparison.methods = {
         "grad_cam": {},
         "grad_cam_plus_plus": {},
-        "cam": {},
+        "cam": {"options": {"relu": True}},
         "gradient": {},
         "smooth_grad": {"options": {"samples": 16}},
-        "integrated_gradients": {"options": {"steps": 16}},
+        "integrated_gradients": {"options": {"steps": 16, "channels": "abs_sum"}},
         # A sixteenth of the published number of masks, in pairs.
         "rise": {"options": {"num_masks": 500, "sampling": "antithetic"}},
         "centre": {"options": {"shape": "gaussian"}},

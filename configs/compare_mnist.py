@@ -6,6 +6,7 @@ Needs:    bash launch/local.sh --config=configs/mnist.py:canvas                 
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_mnist.py \\
             --workdir=runs/compare_mnist
 Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png.
+Data:     as in configs/mnist.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
 """
 
 from selfexplain_jax.config import base_config

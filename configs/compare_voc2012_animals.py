@@ -6,6 +6,7 @@ Needs:    bash launch/local.sh --config=configs/voc2012_animals.py              
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_voc2012_animals.py \\
             --workdir=runs/compare_voc2012_animals
 Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png.
+Data:     as in configs/voc2012_animals.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
 """
 
 import importlib.util

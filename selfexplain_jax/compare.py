@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from selfexplain_jax import evaluate, maps
 from selfexplain_jax.attribution import METHODS, build_method
@@ -28,12 +29,14 @@ from selfexplain_jax.metrics.explained import Explained, counted_with_truth, exp
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure
 from selfexplain_jax.pictures import overlay, save_grid
 from selfexplain_jax.training import loop
-from selfexplain_jax.training.checkpoint import saved_config
+from selfexplain_jax.training.checkpoint import fingerprint, saved_config
 from selfexplain_jax.training.state import make_predictor
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
 
 OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
 """Methods whose maps are masks already; the others' are scaled to [0, 1] map by map where a metric needs a mask."""
+CONTROLS = ("constant", "centre", "edges", "ground_truth")
+"""What a method must beat, or cannot: they win no column."""
 ANNOTATION = "ground_truth"
 """The control that comes from the data set; it stands beside METHODS."""
 
@@ -43,8 +46,10 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
 
     Returns:
       {"methods": {label: {"model": name, "metrics": {name: value}, "counts": {name: count}, "seconds_per_image": s,
-      "failures": [{"image": position, "message": text}]}}, "images": how many are in every average, "left_out":
-      positions in the split of those that are not}. A method that failed on every image has no metrics.
+      "failures": [{"image": position, "message": text}], "not_finite": [name]}}, "images": how many are in every
+      average, "left_out": positions in the split of those that are not, "controls": labels of what is no method,
+      "asks_the_model": numbers that depend on the model behind the method}. A method that failed on every image has no
+      metrics.
 
     Raises:
       UserError: an unknown model, method, metric or option; models of other classes or image sizes than the data set;
@@ -53,7 +58,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     folder, dataset = pathlib.Path(workdir).expanduser(), build_dataset(config)
     columns = build_columns(config, dataset.info)
     metrics = choose_metrics(config, dataset.info)
-    maps.claim_folder(folder, config)
+    maps.claim_folder(folder, columns, config)
     for column in columns:
         maps.make_maps(column, dataset, config, folder)
     failures = {column.label: maps.read_failures(folder, column, dataset, config) for column in columns}
@@ -72,7 +77,16 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
             row["seconds_per_image"] = maps.seconds_per_image(folder, column, dataset, config)
         table[column.label] = row
     draw(columns, dataset, config, folder)
-    return {"methods": table, "images": images, "left_out": left_out}
+    methods = _options(config.comparison.methods)
+    numbers = [row.pop("numbers") for row in table.values() if "numbers" in row]
+    asking = [name for name in metrics if "model" in MAP_METRICS[name].needs]
+    return {
+        "methods": table,
+        "images": images,
+        "left_out": left_out,
+        "controls": [label for label, options in methods.items() if options.get("method", label) in CONTROLS],
+        "asks_the_model": sorted({number for names in numbers for name in asking for number in names[name]}),
+    }
 
 
 def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[maps.Column]:
@@ -82,16 +96,23 @@ def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[
         raise UserError(
             "config.comparison needs models and methods; see configs/compare_synthetic.py for one that has."
         )
-    return make_columns(
-        config, {name: open_model(name, folder, config, info) for name, folder in settings.models.items()}
-    )
+    models = {name: open_model(name, folder, config, info) for name, folder in settings.models.items()}
+    return make_columns(config, models, info)
 
 
-def make_columns(config: ml_collections.ConfigDict, models: Mapping[str, Predictor]) -> list[maps.Column]:
+def make_columns(
+    config: ml_collections.ConfigDict, models: Mapping[str, tuple[Predictor, list]], info: DatasetInfo
+) -> list[maps.Column]:
     """Returns the methods of `config.comparison` for these models.
 
+    Args:
+      config: the comparison's.
+      models: {name: (predictor, what tells it from another one)}, as from `open_model`.
+      info: the data set's.
+
     Raises:
-      UserError: an unknown model, method or option, or a label that cannot name a file.
+      UserError: an unknown model, method or option, a label that cannot name a file, or annotated masks of a data set
+        that has none.
     """
     columns = []
     for label, options in _options(config.comparison.methods).items():
@@ -103,21 +124,27 @@ def make_columns(config: ml_collections.ConfigDict, models: Mapping[str, Predict
         name, model = options.get("method", label), options.get("model", next(iter(models)))
         if model not in models:
             raise UserError(f"config.comparison.methods.{label}.model = {model!r} is none of {', '.join(models)}.")
-        if not re.fullmatch(r"[\w.+-]+", label):
-            raise UserError(f"config.comparison.methods.{label}: a label names files; use letters, digits and _ . + -.")
+        if not re.fullmatch(r"[\w+-]+", label):
+            raise UserError(f"config.comparison.methods.{label}: a label names files; use letters, digits and _ + -.")
         if name not in METHODS and name != ANNOTATION:
             raise UserError(
                 f"config.comparison.methods.{label}.method = {name!r} is unknown; there are "
                 f"{', '.join([*METHODS, ANNOTATION])}."
             )
+        if name == ANNOTATION and not info.has_masks:
+            raise UserError(f"config.comparison.methods.{label}: data set {info.name!r} has no annotated masks.")
         method = None if name == ANNOTATION else build_method(name, **options.get("options", {}))
         scaling = options.get("scaling", "as_is" if name in OWN_MASKS else "min_max")
-        columns.append(maps.Column(label, model, models[model], method, scaling))
+        predictor, origin = models[model]
+        identity = {"method": name, "model": origin, "options": dict(options.get("options", {})), "scaling": scaling}
+        columns.append(maps.Column(label, model, predictor, method, scaling, identity))
     return columns
 
 
-def open_model(name: str, source: str, config: ml_collections.ConfigDict, info: DatasetInfo) -> Predictor:
-    """Returns the predictor of a trained run, or of a config's pretrained weights.
+def open_model(name: str, source: str, config: ml_collections.ConfigDict, info: DatasetInfo) -> tuple[Predictor, list]:
+    """Returns the predictor of a trained run, or of a config's pretrained weights, and what tells it from another one.
+
+    The latter is [source, steps trained, fingerprint of the parameters].
 
     Args:
       name: of the model in the comparison, for messages.
@@ -131,7 +158,7 @@ def open_model(name: str, source: str, config: ml_collections.ConfigDict, info: 
     """
     pretrained = pathlib.Path(source.partition(":")[0]).suffix == ".py"
     try:
-        settings = load_config(source) if pretrained else saved_config(source)
+        settings = load_config(_found(source)) if pretrained else saved_config(source)
     except UserError as error:
         raise UserError(f"config.comparison.models.{name}: {error} Train it first, or name its folder.") from error
     settings.data.data_dir = config.data.data_dir
@@ -146,7 +173,8 @@ def open_model(name: str, source: str, config: ml_collections.ConfigDict, info: 
         )
     if (*settings.data.mean, *settings.data.std) != (*config.data.mean, *config.data.std):
         raise UserError(f"Model {name!r} was trained with another config.data.mean or std than the comparison's.")
-    return predictor
+    weights = fingerprint((result.state.params, result.state.ema_params, result.state.batch_stats))
+    return predictor, [source, result.step, weights]
 
 
 # ---- Metrics ---------------------------------------------------------------------------------------------------------
@@ -166,6 +194,11 @@ def choose_metrics(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict
             raise UserError(f"config.comparison.metrics.{name} is unknown; there are {', '.join(MAP_METRICS)}.")
         if "mask" in MAP_METRICS[name].needs and not info.has_masks:
             raise UserError(f"Metric {name!r} needs masks, which data set {info.name!r} does not have: leave it out.")
+        if {"boxes", "photo_sizes"} & set(MAP_METRICS[name].needs):
+            raise UserError(
+                f"Metric {name!r} needs boxes or photo sizes, which a comparison does not hand over: leave it out "
+                "or call metrics.map_metrics.measure yourself."
+            )
     return metrics
 
 
@@ -177,14 +210,35 @@ def take_metrics(
     folder: pathlib.Path,
     left_out: list[int],
 ) -> dict[str, Any]:
-    """Returns {"metrics": {number: value}, "counts": {number: count}} of one method over the images that all explain.
+    """Returns what one method scores over the images that all explain, see `compare`.
 
-    A method that is done is read from WORKDIR/metrics/LABEL.json, as long as the same images are left out.
+    A metric that was taken of the same maps over the same images is read from WORKDIR/metrics/LABEL.json.
     """
-    path, asked = folder / "metrics" / f"{column.label}.json", {"metrics": metrics, "left_out": left_out}
-    if path.is_file() and (stored := json.loads(path.read_text()))["asked"] == json.loads(json.dumps(asked)):
-        return stored["row"]
-    total = {name: {} for name in metrics}
+    path = folder / "metrics" / f"{column.label}.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    asked = {
+        name: json.loads(json.dumps({"options": options, "left_out": left_out, "maps": column.identity}))
+        for name, options in metrics.items()
+    }
+    missing = [name for name in metrics if known.get(name, {}).get("asked") != asked[name]]
+    if missing:
+        for name, found in _measure(
+            column, {n: metrics[n] for n in missing}, dataset, config, folder, left_out
+        ).items():
+            known[name] = {"asked": asked[name]} | found
+        maps.write_whole(path, json.dumps(known, indent=1).encode())
+    row = {"metrics": {}, "counts": {}, "not_finite": [], "numbers": {}}
+    for name in metrics:
+        row["metrics"] |= known[name]["metrics"]
+        row["counts"] |= known[name]["counts"]
+        row["not_finite"] += known[name]["not_finite"]
+        row["numbers"][name] = list(known[name]["metrics"])
+    return row
+
+
+def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, dict]:
+    """Takes metrics of one method; {metric: {"metrics", "counts", "not_finite"}}."""
+    total, dropped = {name: {} for name in metrics}, dict.fromkeys(metrics, 0)
     for number, batch in maps.progress(maps.evaluation(dataset, config), f"metrics {column.label}"):
         with np.load(maps.map_path(folder, column, number)) as stored:
             saliency, class_ids = stored["saliency"], stored["class_ids"]
@@ -192,17 +246,31 @@ def take_metrics(
         rng = jax.random.fold_in(jax.random.key(config.seed), number)
         for name, options in metrics.items():
             kept = seen
-            # A random crop cuts an object off now and then: its map has no truth to be held against.
-            for truth in {"mask", "boxes"} & set(MAP_METRICS[name].needs):
-                kept = dataclasses.replace(kept, counted=counted_with_truth(kept, truth))
+            if "mask" in MAP_METRICS[name].needs:
+                # A crop can cut an object off: its map has no truth to be held against.
+                kept = dataclasses.replace(seen, counted=counted_with_truth(seen, "mask"))
+                dropped[name] += int(seen.counted.sum() - kept.counted.sum())
             total[name] = add(total[name], measure(name, column.predictor, kept, rng=rng, **options))
-    row = {"metrics": {}, "counts": {}}
+    result = {}
     for name, sums in total.items():
-        row["metrics"] |= finish(name, sums)
-        row["counts"] |= {number: int(np.sum(count)) for number, (_, count) in sums.items()}
-    row = evaluate.finite(row, column.label)
-    maps.write_whole(path, json.dumps({"asked": asked, "row": row}, indent=1).encode())
-    return row
+        if dropped[name]:
+            logging.warning(
+                "%s of %r: %d maps have no annotated pixel of their class.", name, column.label, dropped[name]
+            )
+        numbers = finish(name, sums)
+        bad = [number for number, value in numbers.items() if not _is_finite(value)]
+        if bad:
+            logging.warning("%s of %r: %s not finite, left out.", name, column.label, ", ".join(bad))
+        numbers = {number: None if number in bad else value for number, value in numbers.items()}
+        counts = {number: int(np.sum(count)) for number, (_, count) in sums.items()}
+        result[name] = {"metrics": evaluate.finite(numbers, name), "counts": counts, "not_finite": bad}
+    return result
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_finite(part) for part in value.values())
+    return value is None or bool(np.isfinite(np.asarray(value, np.float64)).all())
 
 
 def see(
@@ -256,6 +324,12 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
                     mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
                     cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else None)
     save_grid(folder / "pictures" / "comparison.png", cells, titles)
+
+
+def _found(spec: str) -> str:
+    """A config that is not below the present folder is looked for in the repository."""
+    repository = pathlib.Path(__file__).resolve().parents[1]
+    return spec if pathlib.Path(spec.partition(":")[0]).is_file() else str(repository / spec)
 
 
 def _options(settings: ml_collections.ConfigDict) -> dict[str, dict]:

@@ -85,6 +85,8 @@ def dispatch(values: flags.FlagValues) -> None:
       Stopped: a signal ended the training, which is saved.
     """
     config, workdir = values.config, values.workdir or default_workdir(values["config"].config_filename)
+    if values.mode == "train" and len(config.comparison.methods):
+        raise UserError("This config compares what was trained: add --mode=evaluate.")
     if values.mode == "train":
         result = loop.train(config, workdir)
         if config.train.evaluate:

@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class Column:
     """One method of the comparison: its label in the tables, the predictor it explains, and the function that does.
 
     method: (predictor, images, class_ids, *, rng) -> maps; None for the annotated masks. scaling: how its maps become
-    masks, see `metrics.explained.SCALINGS`.
+    masks, see `metrics.explained.SCALINGS`. identity: JSON of all that its maps depend on beside the images.
     """
 
     label: str
@@ -37,47 +37,63 @@ class Column:
     predictor: Predictor
     method: Callable | None
     scaling: str
+    identity: dict
 
 
 def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-    """Explains every batch that has no file yet; writes maps, failures and the time taken to WORKDIR/maps/LABEL/."""
-    for number, batch in progress(evaluation(dataset, config), f"maps {column.label}"):
+    """Explains every batch that has no whole file yet; writes maps, failures and the time to WORKDIR/maps/LABEL/.
+
+    What a method raised may have been a lack of memory or a bug that is mended by now: those batches are tried again.
+    """
+    batches = evaluation(dataset, config)
+    if all(is_whole(map_path(folder, column, number)) for number in range(len(batches))):
+        return
+    for number, batch in progress(batches, f"maps {column.label}"):
         path, batch = map_path(folder, column, number), view.fill_padding(batch)
-        if not path.is_file():
+        if not is_whole(path):
             class_ids = present_classes(batch["label"], config.comparison.classes_per_image)
             rng = jax.random.fold_in(jax.random.key(config.seed), number)
             start = time.perf_counter()
-            saliency, messages = explain_rows(column, batch, class_ids, rng)
+            saliency, messages, raised = explain_rows(column, batch, class_ids, rng)
             seconds = time.perf_counter() - start
             messages = {int(batch["index"][row]): text for row, text in messages.items() if batch["valid"][row] > 0}
+            stored = {"saliency": saliency, "class_ids": class_ids, "seconds": seconds, "raised": raised}
             content = io.BytesIO()
-            np.savez_compressed(
-                content, saliency=saliency, class_ids=class_ids, failures=json.dumps(messages), seconds=seconds
-            )
+            np.savez_compressed(content, failures=json.dumps(messages), **stored)
             write_whole(path, content.getvalue())
+
+
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether the maps of that file need not be made again."""
+    if not path.is_file():
+        return False
+    with np.load(path) as stored:
+        return not stored["raised"]
 
 
 def explain_rows(
     column: Column, batch: Batch, class_ids: np.ndarray, rng: jax.Array
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns the maps float32 [B, k, H, W], and {row: message} of the images that the method could not explain.
+) -> tuple[np.ndarray, dict[int, str], bool]:
+    """Explains one batch; where that fails, image by image, so that a bad one does not take others with it.
 
-    A batch that fails is tried again image by image, so that one bad image does not take the others with it. The maps
-    of a failed row are NaN.
+    Returns:
+      Maps float32 [B, k, H, W], NaN where the method failed; {row: message} of those rows; whether it raised an error,
+      and did not merely give NaN.
     """
     if column.method is None:
-        return np.asarray(ground_truth(batch["mask"], class_ids)), {}
+        return np.asarray(ground_truth(batch["mask"], class_ids)), {}, False
     images = jnp.asarray(batch["image"])
 
     def run(rows: slice) -> np.ndarray:
         return np.asarray(column.method(column.predictor, images[rows], class_ids[rows], rng=rng), np.float32)
 
-    messages = {}
+    messages, raised = {}, False
     try:
         saliency = run(slice(None))
     except Exception as error:  # noqa: BLE001 (whatever a method raises is a failure to be reported)
-        logging.warning("Method %r failed on a batch (%s); trying its images one by one.", column.label, error)
-        size = column.predictor.image_size
+        known = isinstance(error, UserError)
+        logging.warning("Method %r fails on a batch: %s", column.label, error, exc_info=not known)
+        size, raised = column.predictor.image_size, True
         saliency = np.full((*class_ids.shape, size, size), np.nan, np.float32)
         for row in range(len(images)):
             try:
@@ -86,7 +102,7 @@ def explain_rows(
                 messages[row] = f"{type(single).__name__}: {str(single).splitlines()[0] if str(single) else ''}"
     for row in np.flatnonzero(~np.isfinite(saliency).all(axis=(1, 2, 3))):
         messages.setdefault(int(row), "the map holds NaN or infinity")
-    return saliency, messages
+    return saliency, messages, raised
 
 
 def present_classes(label: np.ndarray, count: int) -> np.ndarray:
@@ -130,32 +146,36 @@ def map_path(folder: pathlib.Path, column: Column, number: int) -> pathlib.Path:
     return folder / "maps" / column.label / f"{number:05d}.npz"
 
 
-def claim_folder(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+SEEN = ("name", "options", "image_size", "mean", "std", "fit", "center_fraction", "eval_split")
+"""Fields of config.data that decide what is explained."""
+
+
+def claim_folder(folder: pathlib.Path, columns: Sequence[Column], config: ml_collections.ConfigDict) -> None:
     """Writes what the maps of this folder depend on, or holds it against what is written there.
 
+    Methods and models may be added and left out; what bears a name that is there must be what it was.
+
     Raises:
-      UserError: the folder holds the maps of another comparison.
+      UserError: the folder holds the maps of another comparison, or of a model that was trained further.
     """
-    plain = json.loads(json.dumps(config.to_dict()))
-    asked = {name: plain[name] for name in ("seed", "data")} | {
-        "evaluation": {name: plain["evaluation"][name] for name in ("batch_size", "max_examples")},
-        "comparison": {name: plain["comparison"][name] for name in ("models", "classes_per_image")},
-        "methods": plain["comparison"]["methods"],
-    }
+    asked = {f"data.{name}": config.data[name] for name in SEEN}
+    asked |= {f"evaluation.{name}": config.evaluation[name] for name in ("batch_size", "max_examples")}
+    asked |= {"seed": config.seed, "comparison.classes_per_image": config.comparison.classes_per_image}
+    asked |= {f"methods.{column.label}": column.identity for column in columns}
+    asked = {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in asked.items()}
+    asked = json.loads(json.dumps(asked))
     path = folder / "comparison_of.json"
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        # Methods may be added, and left out; those that are there must be as they were.
-        both = set(stored["methods"]) & set(asked["methods"])
-        other = [name for name in asked if name != "methods" and asked[name] != stored[name]]
-        other += [f"methods.{name}" for name in sorted(both) if asked["methods"][name] != stored["methods"][name]]
-        if other:
-            raise UserError(
-                f"{folder} holds the maps of another comparison: {', '.join(other)} differ from what its "
-                "comparison_of.json says. Use another --workdir."
-            )
-        asked["methods"] = stored["methods"] | asked["methods"]
-    write_whole(path, json.dumps(asked, indent=1).encode())
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    other = [
+        f"  {n}: {stored[n]} there, {asked[n]} now" for n in sorted(stored.keys() & asked) if stored[n] != asked[n]
+    ]
+    if other:
+        raise UserError(
+            f"{folder} holds the maps of another comparison:\n"
+            + "\n".join(other)
+            + "\nUse another --workdir, or give a method that changed another label."
+        )
+    write_whole(path, json.dumps(stored | asked, indent=1).encode())
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:

@@ -194,7 +194,8 @@ def comparison_recipe(config: ml_collections.ConfigDict, own: str, plain: str) -
         "score_cam": {},
         "gradient": {},
         "smooth_grad": {},
-        "integrated_gradients": {},
+        # The size of a pixel's part, whatever its sign: a signed map would put nothing at all in the middle of 0 and 1.
+        "integrated_gradients": {"channels": "abs_sum"},
         "guided_backpropagation": {},
         "rise": {"num_masks": 2000, "sampling": "antithetic"},
         # Published for 224 px; lengths scale with the image.
@@ -205,6 +206,9 @@ def comparison_recipe(config: ml_collections.ConfigDict, own: str, plain: str) -
         },
     }
     comparison.methods = {"learned": {"model": "self_explainer"}}
+    # The same network by another method, and with the true masks: what its insertion and drop are to be held against.
+    for name in ("grad_cam", "ground_truth"):
+        comparison.methods[f"{name}_of_self_explainer"] = {"model": "self_explainer", "method": name}
     for name, options in post_hoc.items():
         comparison.methods[name] = {"model": "classifier", "options": options}
     for name in ("ground_truth", "centre", "edges", "constant"):

@@ -10,6 +10,8 @@ from typing import Any
 LOWER_IS_BETTER = (
     "average_drop",
     "background_accuracy",
+    "background_probability",
+    "class_specific_other",
     "background_coverage",
     "deletion",
     "mean_absolute_error",
@@ -17,7 +19,7 @@ LOWER_IS_BETTER = (
     "seconds_per_image",
 )
 """Numbers of which the smallest is the best; of all others it is the largest."""
-NO_CONTEST = ("mask_area", "object_area")
+NO_CONTEST = ("class_specific_unmasked", "failed", "mask_area", "object_area")
 """Numbers that describe and do not compare."""
 
 
@@ -41,14 +43,22 @@ def comparison_rows(results: Mapping[str, Any], numbers: Sequence[str] | None = 
 
 
 def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
-    """Returns the comparison as a Markdown table, the best value of each column in bold, with what failed below it."""
+    """Returns the comparison as a Markdown table, the best of each column in bold, with what failed below it.
+
+    Controls do not compete. Numbers that depend on the model behind a method have a best one for each model.
+    """
     header, rows = comparison_rows(results, numbers)
-    best = {place: _best(name, [row[place] for row in rows]) for place, name in enumerate(header)}
+    best = _best_cells(header, rows, results.get("controls", ()), results.get("asks_the_model", ()))
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
-    for row in rows:
-        cells = [_cell(value, value is not None and value == best[place]) for place, value in enumerate(row)]
+    for number, row in enumerate(rows):
+        cells = [_cell(value, (number, place) in best) for place, value in enumerate(row)]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(f"\n{results['images']} images, the same for every method.")
+    counted = {name: count for row in results["methods"].values() for name, count in row.get("counts", {}).items()}
+    if len(set(counted.values())) > 1:
+        lines.append(
+            "Counted: " + ", ".join(f"{name} {count}" for name, count in counted.items() if name in header) + "."
+        )
     for label, row in results["methods"].items():
         if row["failures"]:
             first = row["failures"][0]
@@ -73,11 +83,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _best(name: str, values: Sequence[Any]) -> Any:
-    values = [value for value in values if _is_number(value)]
-    if name in ("failed", *NO_CONTEST) or len(values) < 2:
-        return None
-    return min(values) if name in LOWER_IS_BETTER else max(values)
+def _best_cells(header: list[str], rows: list[list], controls: Sequence[str], own_model: Sequence[str]) -> set:
+    """Returns {(row, column)} of the best values among methods; of numbers in `own_model` among those of one model."""
+    best = set()
+    for place, name in enumerate(header):
+        groups: dict[str, list[int]] = {}
+        for number, row in enumerate(rows):
+            if _is_number(row[place]) and row[0] not in controls and name not in NO_CONTEST:
+                groups.setdefault(row[1] if name in own_model else "", []).append(number)
+        for group in groups.values():
+            if len(group) > 1:
+                values = [rows[number][place] for number in group]
+                wanted = min(values) if name in LOWER_IS_BETTER else max(values)
+                best |= {(number, place) for number in group if rows[number][place] == wanted}
+    return best
 
 
 def _cell(value: Any, best: bool) -> str:

@@ -1,6 +1,7 @@
 """Comparing methods: the same images for all, failures named, runs that go on, tables."""
 
 import csv
+import dataclasses
 import io
 
 import jax
@@ -36,7 +37,7 @@ def colours(monkeypatch):
     """A classifier that nobody trained, in the place of every model that a comparison opens."""
     names = build_dataset(settings()).info.class_names
     predictor = Predictor(lambda images: images.mean(axis=(1, 2)), jax.nn.sigmoid, names, SIZE)
-    monkeypatch.setattr(compare, "open_model", lambda *arguments: predictor)
+    monkeypatch.setattr(compare, "open_model", lambda *arguments: (predictor, ["no/folder", 7, 1]))
 
 
 def breaks_on(bad):
@@ -48,6 +49,11 @@ def breaks_on(bad):
         return jnp.where(fine[:, None, None, None], 0.25, jnp.nan) * jnp.ones((*class_ids.shape, SIZE, SIZE))
 
     return method
+
+
+def trained_further(config):
+    [column] = compare.build_columns(config, build_dataset(config).info)
+    return dataclasses.replace(column, identity=column.identity | {"model": ["no/folder", 8, 2]})
 
 
 def brightness_of(config, place):
@@ -99,6 +105,42 @@ def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
     assert compare.compare(config, tmp_path)["methods"]["flaky"]["metrics"] == whole["methods"]["flaky"]["metrics"]
 
 
+def test_what_a_method_raised_is_tried_again(tmp_path, monkeypatch):
+    config = settings(ground_truth={}, mended={})
+
+    def broken(predictor, images, class_ids, *, rng=None):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(METHODS, "mended", broken)
+    row = compare.compare(config, tmp_path)["methods"]["mended"]
+    assert row["failures"][0]["message"] == "RuntimeError: out of memory" and "metrics" not in row
+    monkeypatch.setitem(METHODS, "mended", METHODS["constant"])
+    row = compare.compare(config, tmp_path)["methods"]["mended"]
+    assert row["failures"] == [] and "continuous_iou" in row["metrics"]
+
+
+def test_a_metric_is_added_without_taking_the_others_again(tmp_path, monkeypatch):
+    config = settings(constant={})
+    before = compare.compare(config, tmp_path)["methods"]["constant"]["metrics"]
+    asked, real = [], compare.measure
+    monkeypatch.setattr(
+        compare, "measure", lambda name, *rest, **options: asked.append(name) or real(name, *rest, **options)
+    )
+    config.comparison.metrics.pixel_precision = {}
+    after = compare.compare(config, tmp_path)["methods"]["constant"]["metrics"]
+    assert set(asked) == {"pixel_precision"}
+    assert before.items() <= after.items() and "pixel_average_precision" in after
+
+
+def test_a_number_that_is_not_finite_is_named_and_stops_nothing(tmp_path, monkeypatch):
+    real = compare.finish
+    monkeypatch.setattr(
+        compare, "finish", lambda name, sums: real(name, sums) | ({"iou": np.nan} if name == "segmentation" else {})
+    )
+    row = compare.compare(settings(constant={}), tmp_path)["methods"]["constant"]
+    assert row["not_finite"] == ["iou"] and row["metrics"]["iou"] is None and row["metrics"]["f1"] is not None
+
+
 def test_a_method_that_fails_everywhere_is_named_and_takes_no_image_away(tmp_path):
     results = compare.compare(settings(ground_truth={}, learned={}), tmp_path)
     assert results["images"] == 10 and results["left_out"] == []
@@ -118,11 +160,17 @@ def test_a_folder_belongs_to_one_comparison(tmp_path):
     compare.compare(settings(constant={}), tmp_path)
     # A method may be added later.
     assert set(compare.compare(settings(centre={}), tmp_path)["methods"]) == {"centre"}
-    with pytest.raises(UserError, match="another comparison: methods.constant differ"):
+    with pytest.raises(UserError, match=r"another comparison:\n  methods.constant: .*0.1.* now"):
         compare.compare(settings(constant={"options": {"value": 0.1}}), tmp_path)
+    # What changes no image may change; a model that was trained further is another one.
+    threads = settings(constant={})
+    threads.data.num_threads = 1
+    compare.compare(threads, tmp_path)
+    with pytest.raises(UserError, match=r"another comparison:\n  methods.constant: .*8, 2"):
+        maps.claim_folder(tmp_path, [trained_further(threads)], threads)
     other = settings(constant={})
     other.seed = 7
-    with pytest.raises(UserError, match="another comparison: seed differ"):
+    with pytest.raises(UserError, match=r"another comparison:\n  seed: 0 there, 7 now"):
         compare.compare(other, tmp_path)
 
 
@@ -133,6 +181,7 @@ def test_a_folder_belongs_to_one_comparison(tmp_path):
         ({"comparison.methods": {"constant": {"model": "x"}}}, "constant.model = 'x' is none of colours"),
         ({"comparison.methods": {"constant": {"opt": {}}}}, "constant.opt is unknown"),
         ({"comparison.methods": {"a/b": {"method": "constant"}}}, "letters, digits"),
+        ({"comparison.metrics": {"box_accuracy": {}}}, "'box_accuracy' needs boxes or photo sizes"),
         ({"comparison.methods": {"constant": {"options": {"v": 1}}}}, "no option 'v'"),
         ({"comparison.metrics": {"iuo": {}}}, "metrics.iuo is unknown; there are segmentation"),
         ({"comparison.metrics": {}}, "metrics is empty"),
@@ -160,16 +209,19 @@ def test_present_classes_come_first():
     assert maps.present_classes(label, 9).shape == (2, 4)
 
 
+def row(model, seconds, **metrics):
+    return {"model": model, "metrics": metrics, "seconds_per_image": seconds, "failures": [], "counts": {"iou": 3}}
+
+
 RESULTS = {
     "images": 3,
+    "controls": ["truth"],
+    "asks_the_model": ["deletion"],
     "methods": {
-        "a": {
-            "model": "m",
-            "metrics": {"iou": 0.25, "deletion": 0.5, "curve": [1, 2]},
-            "seconds_per_image": 2.0,
-            "failures": [],
-        },
-        "b|c": {"model": "m", "metrics": {"iou": 0.5, "deletion": 0.75}, "seconds_per_image": 1.0, "failures": []},
+        "a": row("m", 2.0, iou=0.25, deletion=0.5, curve=[1, 2]),
+        "b|c": row("m", 1.0, iou=0.5, deletion=0.75),
+        "e": row("n", 4.0, iou=0.25, deletion=0.1),
+        "truth": row("n", 0.5, iou=1.0, deletion=0.05),
         "d": {"model": "n", "failures": [{"image": 4, "message": "no masks"}] * 3},
     },
 }
@@ -181,13 +233,16 @@ def test_tables_by_hand():
         "| --- | --- | --- | --- | --- | --- |\n"
         "| a | m | 0.25 | **0.5** | 2 | 0 |\n"
         "| b\\|c | m | **0.5** | 0.75 | **1** | 0 |\n"
+        "| e | n | 0.25 | 0.1 | 4 | 0 |\n"
+        "| truth | n | 1 | 0.05 | 0.5 | 0 |\n"
         "| d | n | - | - | - | 3 |\n"
         "\n3 images, the same for every method.\n"
         "- `d` failed on 3 images, first on image 4 of the split: no masks\n"
     )
     rows = list(csv.reader(io.StringIO(report.comparison_csv(RESULTS, ["iou"]))))
     assert rows[0] == ["method", "model", "iou", "seconds_per_image", "failed"]
-    assert rows[1:] == [["a", "m", "0.25", "2.0", "0"], ["b|c", "m", "0.5", "1.0", "0"], ["d", "n", "", "", "3"]]
+    assert rows[1:3] == [["a", "m", "0.25", "2.0", "0"], ["b|c", "m", "0.5", "1.0", "0"]]
+    assert rows[5] == ["d", "n", "", "", "3"]
 
 
 def test_results_of_a_comparison_can_be_written_and_read(tmp_path):

@@ -135,7 +135,7 @@ def test_comparisons_name_methods_metrics_and_options_that_exist(spec):
     config = load(spec)
     info = build_dataset(config).info
     predictor = Predictor(lambda images: images.mean(axis=(1, 2)), lambda z: z, info.class_names, info.image_size)
-    columns = compare.make_columns(config, dict.fromkeys(config.comparison.models, predictor))
+    columns = compare.make_columns(config, dict.fromkeys(config.comparison.models, (predictor, [])), info)
     assert len(columns) == len(config.comparison.methods) > 1
     for name, options in compare.choose_metrics(config, info).items():
         known = inspect.signature(MAP_METRICS[name].measure).parameters

@@ -24,7 +24,7 @@ NETWORKS = {
     "resnet_dilated": (Classifier(SMALL["resnet_bottleneck_dilated"], SAME), ["stride8", "stride4", "stride2"]),
     "vgg": (Classifier(SMALL["vgg"], SAME), ["stride32", "stride16"]),
     # Skip connections, and the image's edges, go around their layers.
-    "unet": (UNet(CLASSES, (8, 8), edge_distances=(1,), local_contrast=False), ["level1", "level0"]),
+    "unet": (UNet(CLASSES, (8, 8), edge_distances=(1,), local_contrast=False), ["features", "level1", "level0"]),
     "encoder_unet": (EncoderUNet(SMALL["vgg"], SAME, CLASSES, width=4, mask_stride=8), ["stride32", "stride8"]),
 }
 
@@ -41,7 +41,9 @@ def predictor_of(model, variables):
 def test_network_goes_on_from_the_features_of_a_layer(name):
     model, layers = NETWORKS[name]
     predictor = predictor_of(model, filled(model, SIZE))
-    assert set(layers) <= set(predictor.layers) and next(iter(predictor.layers)) == layers[0], "the deepest is first"
+    assert set(layers) <= set(predictor.layers) and next(iter(predictor.layers)) == layers[0], (
+        "what is taken where none is named"
+    )
 
     @jax.jit
     def everything(images):

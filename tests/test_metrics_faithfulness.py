@@ -195,3 +195,21 @@ def test_road_draws_the_same_noise_for_the_same_key():
     ]
     np.testing.assert_array_equal(results[0], results[1])
     assert (np.asarray(results[0]) != np.asarray(results[2])).any()
+
+
+def scores_of_weights(weights, images):
+    return jnp.einsum("hwcn,bhwc->bn", weights, images)
+
+
+def test_another_predictor_of_the_same_functions_compiles_nothing():
+    def predictor(seed):
+        weights = np.random.default_rng(seed).normal(size=(SIZE, SIZE, 3, 3)).astype(np.float32)
+        scores = jax.tree_util.Partial(scores_of_weights, jnp.asarray(weights))
+        return Predictor(scores, jax.nn.softmax, ("a", "b", "c"), SIZE)
+
+    ids, masks = np.zeros((2, 1), np.int32), np.full((2, 1, SIZE, SIZE), 0.5, np.float32)
+    first = faithfulness.masked_probabilities(predictor(0), IMAGES, ids, masks)
+    compiled = faithfulness._masked_probabilities._cache_size()
+    second = faithfulness.masked_probabilities(predictor(1), IMAGES, ids, masks)
+    assert faithfulness._masked_probabilities._cache_size() == compiled
+    assert not np.allclose(first[0], second[0])

@@ -178,7 +178,7 @@ def independent(rng: jax.Array, number: jax.Array, cells: int, probability: floa
 
 
 def antithetic(rng: jax.Array, number: jax.Array, cells: int, probability: float) -> tuple[jax.Array, jax.Array]:
-    """Pairs: each mask of an even number is followed by its complement at the same place.
+    """Pairs: each mask of an even number is followed by its complement at the same place, seen with 1 - probability.
 
     With f = even + odd about the grey mask, f(M) M + f(1 - M) (1 - M) = even + 2 odd (M - 1/2): whatever the classifier
     says of both alike is the same at every pixel, and adds no noise to the map.
@@ -274,7 +274,7 @@ def _check(rng, num_masks, cells, probability, sampling, chunk_size) -> None:
     if cells < 2:
         raise UserError(f"Method 'rise' needs at least 2 cells per side; got {cells}.")
     if sampling == "stratified" and probability != 0.5:
-        raise UserError(f"Stratified masks see a cell with probability 0.5; got {probability}: use 'antithetic'.")
+        raise UserError(f"Stratified masks see a cell with probability 0.5; got {probability}: use 'independent'.")
     _check_numbers(num_masks, probability, chunk_size)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from selfexplain_jax.attribution.inputs import traceable
 from selfexplain_jax.metrics import imputation
 from selfexplain_jax.types import Predictor
 
@@ -74,8 +75,8 @@ def deletion_insertion(
       chunk_size: images shown at once.
     """
     curves = _deletion_insertion(
-        predictor.scores,
-        predictor.probabilities,
+        traceable(predictor.scores),
+        traceable(predictor.probabilities),
         jnp.asarray(images),
         jnp.asarray(class_ids),
         jnp.asarray(saliency),
@@ -108,8 +109,8 @@ def masked_probabilities(
       chunk_size: images shown at once.
     """
     pairs = _masked_probabilities(
-        predictor.scores,
-        predictor.probabilities,
+        traceable(predictor.scores),
+        traceable(predictor.probabilities),
         jnp.asarray(images),
         jnp.asarray(class_ids),
         jnp.asarray(masks),
@@ -163,8 +164,8 @@ def road(
       chunk_size: images imputed and shown at once.
     """
     curves = _road(
-        predictor.scores,
-        predictor.probabilities,
+        traceable(predictor.scores),
+        traceable(predictor.probabilities),
         jnp.asarray(images),
         jnp.asarray(class_ids),
         jnp.asarray(saliency),
@@ -221,7 +222,7 @@ def in_chunks(answer: Callable, maps: int, steps: int, chunk_size: int) -> jax.A
     return found.reshape(chunks * size, *rest)[:total].reshape(maps, steps, *rest).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("scores", "probabilities", "step_pixels", "chunk_size"))
+@functools.partial(jax.jit, static_argnames=("step_pixels", "chunk_size"))
 def _deletion_insertion(scores, probabilities, images, class_ids, saliency, *, step_pixels, chunk_size):
     """[B, k, 2, T + 1]: deletion and insertion."""
     _, classes, height, width = saliency.shape
@@ -240,7 +241,7 @@ def _deletion_insertion(scores, probabilities, images, class_ids, saliency, *, s
     return found.reshape(*class_ids.shape, 2, steps)
 
 
-@functools.partial(jax.jit, static_argnames=("scores", "probabilities", "chunk_size"))
+@functools.partial(jax.jit, static_argnames="chunk_size")
 def _masked_probabilities(scores, probabilities, images, class_ids, masks, *, chunk_size):
     """[B, k, 2]: on the whole and on the masked image."""
     classes, (height, width) = masks.shape[1], masks.shape[2:]
@@ -254,7 +255,7 @@ def _masked_probabilities(scores, probabilities, images, class_ids, masks, *, ch
     return found.reshape(*class_ids.shape, 2)
 
 
-@functools.partial(jax.jit, static_argnames=("scores", "probabilities", "percentages", "solver_steps", "chunk_size"))
+@functools.partial(jax.jit, static_argnames=("percentages", "solver_steps", "chunk_size"))
 def _road(scores, probabilities, images, class_ids, saliency, rng, *, percentages, solver_steps, chunk_size):
     """[B, k, 2, T]: the most and the least relevant pixels removed."""
     _, classes, height, width = saliency.shape

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from selfexplain_jax.attribution.inputs import traceable
 from selfexplain_jax.metrics import (
     boxes,
     class_sum_and_count,
@@ -213,7 +214,7 @@ def part_sums(predictor: Predictor, seen: Explained, *, rng: jax.Array | None = 
     del rng
     wanted, rows = _wanted(seen)
     target = parts.union_of_classes(seen.masks, seen.class_ids, wanted)
-    answers = _on_parts(predictor.scores, predictor.probabilities, seen.images, target)
+    answers = _on_parts(traceable(predictor.scores), traceable(predictor.probabilities), seen.images, target)
     # An image without a counted map has no class; whatever stands there is not counted.
     return dict(parts.part_sums(target, *answers, np.where(rows[:, None], wanted, 1), rows.astype(np.float32)))
 
@@ -368,7 +369,7 @@ def _pointing_sums(saliency, masks, truth, weight, class_ids, label, counted, nu
     return {name: class_sum_and_count(*pair, class_ids.ravel(), counted, num_classes) for name, pair in values.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("scores", "probabilities"))
+@jax.jit
 def _on_parts(scores, probabilities, images, mask) -> tuple[jax.Array, jax.Array]:
     """Probabilities [B, C] on x|m and on x|1-m."""
     mask = mask[..., None]

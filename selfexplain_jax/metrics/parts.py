@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from selfexplain_jax.attribution.inputs import traceable
 from selfexplain_jax.metrics import faithfulness, segmentation, sum_and_count
 from selfexplain_jax.models import masking
 from selfexplain_jax.types import Predictor, SumCount
@@ -147,7 +148,9 @@ def class_specific_sums(
       chunk_size: images shown at once.
     """
     arrays = (jnp.asarray(array) for array in (images, class_ids, masks, label, valid))
-    return _class_specific_sums(predictor.scores, predictor.probabilities, *arrays, chunk_size=chunk_size)
+    return _class_specific_sums(
+        traceable(predictor.scores), traceable(predictor.probabilities), *arrays, chunk_size=chunk_size
+    )
 
 
 def class_specific_table(sums: np.ndarray, counts: np.ndarray) -> dict[str, object]:
@@ -178,7 +181,7 @@ def class_specific_table(sums: np.ndarray, counts: np.ndarray) -> dict[str, obje
     }
 
 
-@functools.partial(jax.jit, static_argnames=("scores", "probabilities", "chunk_size"))
+@functools.partial(jax.jit, static_argnames="chunk_size")
 def _class_specific_sums(scores, probabilities, images, class_ids, masks, label, valid, *, chunk_size):
     batch, classes, height, width = masks.shape
     num_classes = label.shape[1]

@@ -116,7 +116,8 @@ def randomisation_sums(
     """Returns the similarity of maps before and after each redrawing: {"SIMILARITY/LAYER": (sum, count)}.
 
     Args:
-      build: variables -> Predictor, a pure function; it is traced once for all redrawings.
+      build: variables -> Predictor. Where its functions are `jax.tree_util.Partial(function, variables)`, as those of
+        `training.state.bind` are, nothing compiles anew from one redrawing to the next.
       variables: the model's, a nested dict of arrays.
       redrawn: the same nested dict, freshly initialised (with another key than the model was).
       layers: paths from the root, "params/head/kernel" or "params/head" for all below it, from the top of the network
@@ -135,7 +136,6 @@ def randomisation_sums(
     """
     counted = jnp.ones(np.shape(class_ids), bool) if counted is None else jnp.asarray(counted)
 
-    @jax.jit
     def explain(variables):
         return method(build(variables), images, class_ids, rng=rng)
 

@@ -99,7 +99,8 @@ def finish_maps(
 
 class UNet(nn.Module):
     """Residual U-Net; returns `(scores [B, C], endpoints)` with endpoints["logit_maps"] [B, H / stride, W / stride, C]
-    and, of the encoder, "level0" [B, H / stem, W / stem, widths[0]], "level1" at half of that, and so on.
+    and, of the encoder, "level0" [B, H / stem, W / stem, widths[0]], "level1" at half of that, and so on; "features" is
+    what the last linear layer sees.
 
     Images enter by space-to-depth with the stem stride, and the logit maps leave by depth-to-space to the mask stride:
     every layer works at a low resolution with many channels, which costs a fraction of a full-resolution level.
@@ -143,7 +144,8 @@ class UNet(nn.Module):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        return tuple(f"level{level}" for level in reversed(range(len(self.widths))))
+        # The last one behind a ReLU first: where none is named, methods find activations that are not negative.
+        return ("features", *(f"level{level}" for level in reversed(range(len(self.widths)))))
 
     @nn.compact
     def __call__(
@@ -182,6 +184,7 @@ class UNet(nn.Module):
             x = ResidualConv(self.norm, name="refine")(x, train)  # [B, H / stride, W / stride, refine_width]
             x = nn.relu(Norm(self.norm, name="refine_norm")(x, train))
             factor = 1
+        x = given.get("features", x)
         bias = nn.initializers.constant(self.bias)
         logit_maps = nn.Dense(self.num_classes * factor**2, name="head", bias_init=bias)(x)
         logit_maps = depth_to_space(logit_maps.astype(jnp.float32), factor)  # [B, H / stride, W / stride, C]
