@@ -12,7 +12,7 @@ Score:    not trained here; the paper has it in its tables alone.
 """
 
 from selfexplain_jax.config import base_config
-from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe
+from selfexplain_jax.recipes import published_explainer_recipe
 from selfexplain_jax.types import UserError
 
 VARIANTS = ("explainer", "real_time_saliency")
@@ -23,32 +23,13 @@ def get_config(variant="explainer"):
     if variant not in VARIANTS:
         raise UserError(f"configs/coco2014_vgg16.py has no variant {variant!r}. Choose one of {VARIANTS}.")
     config = base_config()
-    config.explainer.classifier = "runs/coco2014_classifier_vgg16"
-    config.explainer.classifier_config = "configs/coco2014.py:classifier_vgg16"
     config.data.name = "coco2014"
     config.data.train_split, config.data.eval_split = "train", "val"
     config.data.options = {"classes": (), "empty": "drop"}
-    config.data.image_size = 224
-    # Of ImageNet's colours, so that 0 is the mean colour for both networks.
-    config.data.mean, config.data.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    config.model.name, config.model.encoder, config.model.decoder = "encoder_unet", "resnet50", "aspp"
-    config.model.pretrained = "imagenet"
-    config.model.decoder_width, config.model.output_stride = 256, 8
-    # Maps of 28 x 28 cells, resized to half the image's side, where the paper has the whole.
-    config.model.mask_stride = 2
-    if variant == "explainer":
-        explainer_recipe(
-            config,
-            entropy=1.0,
-            variation=0.3,
-            bounds=0.3,
-            target_area=0.03,
-            non_target_area=0.1,
-        )
-    else:
-        real_time_saliency_recipe(config)
+    published_explainer_recipe(
+        config, variant, "vgg16", entropy=1.0, variation=0.3, bounds=0.3, target_area=0.03, non_target_area=0.1
+    )
     config.train.learning_rate = 1e-5
     # The authors stop when the validation loss does not fall; this is 10 epochs.
     config.train.steps = 52_000
-    config.evaluation.batch_size = 50
     return config

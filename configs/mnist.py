@@ -9,7 +9,7 @@ Variants: plain (28 px, in a 32 px frame), canvas (one digit on 64 px), canvas_c
 """
 
 from selfexplain_jax.config import base_config
-from selfexplain_jax.recipes import self_explainer_recipe
+from selfexplain_jax.recipes import scores_recipe, self_explainer_recipe
 from selfexplain_jax.types import UserError
 
 VARIANTS = ("plain", "canvas", "canvas_classifier")
@@ -21,16 +21,17 @@ def get_config(variant="plain"):
         raise UserError(f"configs/mnist.py has no variant {variant!r}. Choose one of {VARIANTS}.")
     config = self_explainer_recipe(base_config())
     config.data.name = "mnist"
+    # A pool further from the mean than for textures, and more weight on what little of an image the digits are.
+    config.model.pooling_temperature = 0.5
+    config.objective.area_target.weight = 1.0
+    config.objective.area_non_target.weight = 0.5
+    config.objective.affinity.weight = 20.0
     if variant == "plain":
         # The 28 px digit in a frame that the network's levels can halve.
         config.data.image_size = 32
         # Digits of which one in a hundred is unclear take longer than textures, and a step is cheap.
         config.train.steps = 4500
         # On plain black the all-ones mask costs no pass anything: area, colour and the border have to shrink it.
-        config.model.pooling_temperature = 0.5
-        config.objective.area_target.weight = 1.0
-        config.objective.area_non_target.weight = 0.5
-        config.objective.affinity.weight = 20.0
         config.objective.border = {"weight": 0.5, "width": 0.06}
     else:
         config.data.image_size = 64
@@ -38,12 +39,7 @@ def get_config(variant="plain"):
         # A thin stroke on a filling of its own colour cannot be read, so that with other infills the masks keep a rim
         # of the background around the digit.
         config.passes.infills = ("blur",)
-        # Digits cover a twentieth of the canvas: a pool further from the mean, and more weight on what little is wrong.
-        config.model.pooling_temperature = 0.5
-        config.objective.area_target.weight = 1.0
-        config.objective.area_non_target.weight = 0.5
-        config.objective.affinity.weight = 20.0
     if variant == "canvas_classifier":
         config.method = "classifier"
-        config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
+        scores_recipe(config)
     return config

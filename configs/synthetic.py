@@ -12,7 +12,7 @@ The Explainer (Stalder et al. 2022) takes two commands; `real_time_saliency` (Da
 """
 
 from selfexplain_jax.config import base_config
-from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe, self_explainer_recipe
+from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe, scores_recipe, self_explainer_recipe
 from selfexplain_jax.types import UserError
 
 VARIANTS = (
@@ -76,7 +76,7 @@ def get_config(variant="object"):
         config.objective.classification.weight = config.objective.ranking.weight = 0.5
     if variant.endswith("classifier"):
         # The scores of the image alone. confounded_classifier keeps its masks, to be measured; the others have none.
-        config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
+        scores_recipe(config)
     if variant in ("classifier", "multi_classifier"):
         config.method = "classifier"
     if variant in ("explainer", "real_time_saliency"):

@@ -170,11 +170,48 @@ def published_classifier_recipe(config: ml_collections.ConfigDict, network: str)
     config.data.crop_area = ()
     config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)
     config.data.flip = False
-    # Of ImageNet's colours, so that 0 is the mean colour for the Explainer's network too.
-    config.data.mean, config.data.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    _imagenet_colours(config.data)
     classifier_recipe(config, network)
     _as_published(config.train)
     config.train.learning_rate, config.train.backbone_rate = 1e-5, 1.0
+    return config
+
+
+def published_explainer_recipe(
+    config: ml_collections.ConfigDict, variant: str, network: str, **weights: float
+) -> ml_collections.ConfigDict:
+    """Sets network, loss and frozen classifier of a setting of Stalder et al. 2022, in place; returns the config.
+
+    DeepLab's atrous head on a ResNet-50 draws the masks. The classifier is that of `published_classifier_recipe`.
+
+    Args:
+      config: `config.data.name` is read.
+      variant: "explainer", or "real_time_saliency".
+      network: what is explained, "vgg16" or "resnet50".
+      **weights: of the terms, see `explainer_recipe`.
+    """
+    data = config.data.name
+    config.explainer.classifier = f"runs/{data}_classifier_{network}"
+    config.explainer.classifier_config = f"configs/{data}.py:classifier_{network}"
+    config.data.image_size = 224
+    _imagenet_colours(config.data)
+    config.model.name, config.model.encoder, config.model.decoder = "encoder_unet", "resnet50", "aspp"
+    config.model.pretrained = "imagenet"
+    config.model.decoder_width, config.model.output_stride = 256, 8
+    # Maps of 28 x 28 cells, resized to half the image's side, where the paper has the whole.
+    config.model.mask_stride = 2
+    config.evaluation.batch_size = 50
+    return explainer_recipe(config, **weights) if variant == "explainer" else real_time_saliency_recipe(config)
+
+
+def _imagenet_colours(data: ml_collections.ConfigDict) -> None:
+    """Mean and deviation of ImageNet's colours, so that 0 is the mean colour for classifier and mask network alike."""
+    data.mean, data.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def scores_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Leaves the terms of the image's scores alone, in place; returns the config."""
+    config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
     return config
 
 
