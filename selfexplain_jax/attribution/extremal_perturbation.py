@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from selfexplain_jax.attribution.chunks import in_chunks
 from selfexplain_jax.attribution.inputs import check_inputs, traceable
 from selfexplain_jax.attribution.smooth_masks import MaskShape, generate_masks, inner
 from selfexplain_jax.types import Predictor, UserError
@@ -272,17 +273,13 @@ def _search_all(scores, images, class_ids, *, areas, variant, steps, shape, leve
         jnp.broadcast_to(x, all_shape).ravel()
         for x in (jnp.arange(len(images))[:, None, None], class_ids[:, :, None], counts[None, None, :])
     )
-    searches = len(image)
-    # The last chunk is filled up with repetitions, which are thrown away.
-    places = (jnp.arange(searches + -searches % chunk_size) % searches).reshape(-1, chunk_size)
 
     def of_chunk(place):
         return search(
             scores, pyramids[image[place]], class_id[place], count[place], variant=variant, steps=steps, shape=shape
         )
 
-    masks = jax.lax.map(of_chunk, places)  # [chunks, chunk_size, H, W]
-    masks = masks.reshape(-1, *masks.shape[2:])[:searches]
+    masks = in_chunks(of_chunk, len(image), chunk_size)  # [B k areas, H, W]
     return masks.reshape(*all_shape, *masks.shape[1:])
 
 

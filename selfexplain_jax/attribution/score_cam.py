@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.attribution.cam import activations_of, layer_of, resize_to_image, weighted_sum
+from selfexplain_jax.attribution.chunks import in_chunks
 from selfexplain_jax.attribution.inputs import check_inputs, traceable
 from selfexplain_jax.types import Predictor, UserError
 
@@ -102,9 +103,6 @@ def masked_scores(scores, images: jax.Array, maps: jax.Array, class_ids: jax.Arr
     (image, map) after (image, map) in chunks, so that no mask at image size outlives its chunk.
     """
     count = maps.shape[0] * maps.shape[1]
-    chunk_size = min(chunk_size, count)
-    # The last chunk is filled up with repetitions, which are thrown away.
-    places = (jnp.arange(count + -count % chunk_size) % count).reshape(-1, chunk_size)
     flat = maps.reshape(count, *maps.shape[2:])  # [B M, h, w]
 
     def of_chunk(place):
@@ -112,8 +110,7 @@ def masked_scores(scores, images: jax.Array, maps: jax.Array, class_ids: jax.Arr
         masks = scaled(resize_to_image(flat[place][:, None], images.shape[1]))[:, 0]  # [n, H, W]
         return jnp.take_along_axis(scores(images[image] * masks[..., None]), class_ids[image], axis=1)  # [n, k]
 
-    answers = jax.lax.map(of_chunk, places).reshape(-1, class_ids.shape[1])[:count]
-    return answers.reshape(*maps.shape[:2], -1)  # [B, M, k]
+    return in_chunks(of_chunk, count, chunk_size).reshape(*maps.shape[:2], -1)  # [B, M, k]
 
 
 @functools.partial(jax.jit, static_argnames=("clusters", "chunk_size"))

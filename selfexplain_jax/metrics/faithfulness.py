@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from selfexplain_jax.attribution.chunks import in_chunks
 from selfexplain_jax.attribution.inputs import traceable
 from selfexplain_jax.metrics import imputation
 from selfexplain_jax.types import Predictor
@@ -200,10 +201,10 @@ def class_probabilities(
         found = probabilities(scores(make(pair, step)))  # [N, C]
         return jnp.take_along_axis(found, class_ids[pair][:, None], axis=1)[:, 0]
 
-    return in_chunks(answer, class_ids.shape[0], steps, chunk_size)
+    return for_maps_and_steps(answer, class_ids.shape[0], steps, chunk_size)
 
 
-def in_chunks(answer: Callable, maps: int, steps: int, chunk_size: int) -> jax.Array:
+def for_maps_and_steps(answer: Callable, maps: int, steps: int, chunk_size: int) -> jax.Array:
     """Returns the answers for every map and step, float32 [maps, steps, ...], computed N = `chunk_size` at a time.
 
     Args:
@@ -212,14 +213,8 @@ def in_chunks(answer: Callable, maps: int, steps: int, chunk_size: int) -> jax.A
       steps: answers per map.
       chunk_size: N.
     """
-    total = maps * steps
-    size = min(chunk_size, total)
-    chunks = -(-total // size)
-    # The last chunk is filled up from the front; those answers are thrown away.
-    places = (jnp.arange(chunks * size) % total).reshape(chunks, size)
-    found = jax.lax.map(lambda place: answer(place // steps, place % steps), places)  # [chunks, size, ...]
-    rest = found.shape[2:]
-    return found.reshape(chunks * size, *rest)[:total].reshape(maps, steps, *rest).astype(jnp.float32)
+    found = in_chunks(lambda place: answer(place // steps, place % steps), maps * steps, chunk_size)
+    return found.reshape(maps, steps, *found.shape[1:]).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("step_pixels", "chunk_size"))

@@ -192,8 +192,10 @@ def _class_specific_sums(scores, probabilities, images, class_ids, masks, label,
         seen = (flat[pair] > thresholds[step][:, None, None])[..., None]
         return probabilities(scores(jnp.where(seen, images[pair // classes], 0)))
 
-    masked = faithfulness.in_chunks(through_mask, batch * classes, len(thresholds), chunk_size).mean(axis=1)
-    whole = faithfulness.in_chunks(lambda row, _: probabilities(scores(images[row])), batch, 1, chunk_size)  # [B, 1, C]
+    masked = faithfulness.for_maps_and_steps(through_mask, batch * classes, len(thresholds), chunk_size).mean(axis=1)
+    whole = faithfulness.for_maps_and_steps(
+        lambda row, _: probabilities(scores(images[row])), batch, 1, chunk_size
+    )  # [B, 1, C]
     found = jnp.concatenate([masked.reshape(batch, classes, num_classes), whole], axis=1)  # [B, k + 1, C]
     columns = jax.nn.one_hot(class_ids, num_classes + 1)  # [B, k, C + 1]
     last = jnp.broadcast_to(jax.nn.one_hot(num_classes, num_classes + 1), (batch, 1, num_classes + 1))
