@@ -288,10 +288,10 @@ def test_restore_without_a_checkpoint_is_refused(tmp_path):
 
 def test_positive_weights_come_from_the_labels_of_the_train_split_and_reach_the_loss():
     config = tiny_config()
-    assert loop.positive_weights(loop.build(config)) == ()
+    assert loop.build(config).positive_weights == ()
     config.data.positive_weights = True
     experiment = loop.build(config)
-    weights = loop.positive_weights(experiment)
+    weights = experiment.positive_weights
     source = experiment.dataset.source("train")
     count = np.sum([source[i]["label"] for i in range(len(source))], axis=0)
     np.testing.assert_allclose(weights, np.clip((64 - count) / count, 1 / 20, 20), rtol=1e-6)

@@ -60,6 +60,14 @@ class Experiment:
     schedule: optax.Schedule
     classifier: FrozenClassifier | None = None
 
+    @functools.cached_property
+    def positive_weights(self) -> tuple[float, ...]:
+        """Weights of the classes' positives, from the train split's labels; () without config.data.positive_weights."""
+        if not self.config.data.positive_weights:
+            return ()
+        labels = balance.labels_of(self.dataset.source(self.config.data.train_split))
+        return tuple(balance.positive_weights(labels).tolist())
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -128,7 +136,7 @@ def make_step(experiment: Experiment, mesh: jax.sharding.Mesh, explain: bool = T
         optimizer=experiment.optimizer,
         explain=explain,
         scores=None if classifier is None else classifier.scores,
-        positive_weights=positive_weights(experiment),
+        positive_weights=experiment.positive_weights,
     )
     return jax.jit(
         step,
@@ -136,15 +144,6 @@ def make_step(experiment: Experiment, mesh: jax.sharding.Mesh, explain: bool = T
         in_shardings=(everywhere, mesh_lib.batch_sharding(mesh), *([] if classifier is None else [everywhere])),
         out_shardings=(everywhere, everywhere),
     )
-
-
-def positive_weights(experiment: Experiment) -> tuple[float, ...]:
-    """Weights of the classes' positives, from the train split's labels; () without config.data.positive_weights."""
-    config = experiment.config
-    if not config.data.positive_weights:
-        return ()
-    labels = balance.labels_of(experiment.dataset.source(config.data.train_split))
-    return tuple(balance.positive_weights(labels).tolist())
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenClassifier | None = None) -> TrainResult:
