@@ -31,6 +31,8 @@ from selfexplain_jax.pictures import overlay, save_grid
 from selfexplain_jax.training import loop
 from selfexplain_jax.training.checkpoint import fingerprint, saved_config
 from selfexplain_jax.training.state import make_predictor
+from selfexplain_jax.training.steps import denormalise
+from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
 
 OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
@@ -62,30 +64,33 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     for column in columns:
         maps.make_maps(column, dataset, config, folder)
     failures = {column.label: maps.read_failures(folder, column, dataset, config) for column in columns}
-    broken = {label for label, rows in failures.items() if len(rows) == maps.evaluation(dataset, config).num_examples}
+    total = maps.evaluation(dataset, config).num_examples
+    broken = {label for label, rows in failures.items() if len(rows) == total}
     compared = [column for column in columns if column.label not in broken]
     left_out = sorted({position for column in compared for position in failures[column.label]})
-    images = maps.evaluation(dataset, config).num_examples - len(left_out)
-    if not compared or images == 0:
+    if not compared or total == len(left_out):
         raise UserError(f"There is no image that every method could explain. {_first_failures(failures)}")
-    table = {}
+    table, asking = {}, set()
     for column in columns:
         listed = [{"image": position, "message": text} for position, text in failures[column.label].items()]
         row = {"model": column.model, "failures": listed}
         if column.label not in broken:
-            row |= take_metrics(column, metrics, dataset, config, folder, left_out)
+            taken = take_metrics(column, metrics, dataset, config, folder, left_out)
+            row["metrics"] = {number: value for found in taken.values() for number, value in found["metrics"].items()}
+            row["counts"] = {number: count for found in taken.values() for number, count in found["counts"].items()}
+            row["not_finite"] = [number for found in taken.values() for number in found["not_finite"]]
             row["seconds_per_image"] = maps.seconds_per_image(folder, column, dataset, config)
+            asking |= {
+                n for name, found in taken.items() if "model" in MAP_METRICS[name].needs for n in found["metrics"]
+            }
         table[column.label] = row
     draw(columns, dataset, config, folder)
-    methods = _options(config.comparison.methods)
-    numbers = [row.pop("numbers") for row in table.values() if "numbers" in row]
-    asking = [name for name in metrics if "model" in MAP_METRICS[name].needs]
     return {
         "methods": table,
-        "images": images,
+        "images": total - len(left_out),
         "left_out": left_out,
-        "controls": [label for label, options in methods.items() if options.get("method", label) in CONTROLS],
-        "asks_the_model": sorted({number for names in numbers for name in asking for number in names[name]}),
+        "controls": [column.label for column in columns if column.identity["method"] in CONTROLS],
+        "asks_the_model": sorted(asking),
     }
 
 
@@ -166,11 +171,7 @@ def open_model(name: str, source: str, config: ml_collections.ConfigDict, info: 
         raise UserError(f"config.comparison.models.{name}: {source} names no pretrained weights; name a trained run.")
     result = loop.untrained(settings) if pretrained else loop.restore(settings, source)
     predictor = make_predictor(settings, result.dataset.info, result.model, result.state, result.classifier)
-    if tuple(predictor.class_names) != tuple(info.class_names) or predictor.image_size != info.image_size:
-        raise UserError(
-            f"Model {name!r} knows {predictor.num_classes} classes at {predictor.image_size} px, but data set "
-            f"{info.name!r} has {info.num_classes} at {info.image_size} px, or their names differ."
-        )
+    evaluate.check_predictor(predictor, info, f"Model {name!r}")
     if (*settings.data.mean, *settings.data.std) != (*config.data.mean, *config.data.std):
         raise UserError(f"Model {name!r} was trained with another config.data.mean or std than the comparison's.")
     weights = fingerprint((result.state.params, result.state.ema_params, result.state.batch_stats))
@@ -209,8 +210,8 @@ def take_metrics(
     config: ml_collections.ConfigDict,
     folder: pathlib.Path,
     left_out: list[int],
-) -> dict[str, Any]:
-    """Returns what one method scores over the images that all explain, see `compare`.
+) -> dict[str, dict]:
+    """Returns {metric: {"metrics", "counts", "not_finite"}} of one method over the images that all explain.
 
     A metric that was taken of the same maps over the same images is read from WORKDIR/metrics/LABEL.json.
     """
@@ -226,14 +227,8 @@ def take_metrics(
             column, {n: metrics[n] for n in missing}, dataset, config, folder, left_out
         ).items():
             known[name] = {"asked": asked[name]} | found
-        maps.write_whole(path, json.dumps(known, indent=1).encode())
-    row = {"metrics": {}, "counts": {}, "not_finite": [], "numbers": {}}
-    for name in metrics:
-        row["metrics"] |= known[name]["metrics"]
-        row["counts"] |= known[name]["counts"]
-        row["not_finite"] += known[name]["not_finite"]
-        row["numbers"][name] = list(known[name]["metrics"])
-    return row
+        write_whole(path, json.dumps(known, indent=1).encode())
+    return {name: known[name] for name in metrics}
 
 
 def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, dict]:
@@ -314,8 +309,7 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
             with np.load(maps.map_path(folder, column, number)) as stored:
                 drawn[column.label], class_ids = stored["saliency"], stored["class_ids"]
         for row in rows:
-            pixels = batch["image"][row] * np.asarray(config.data.std) + np.asarray(config.data.mean)
-            image = np.clip(pixels / 255, 0, 1).astype(np.float32)
+            image = np.asarray(denormalise(batch["image"][row : row + 1], config))[0]
             for place in np.flatnonzero(batch["label"][row, class_ids[row]] > 0):
                 titles.append(dataset.info.class_names[class_ids[row, place]])
                 cells["image"].append(image)

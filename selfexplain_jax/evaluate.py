@@ -23,6 +23,8 @@ from selfexplain_jax.data.pipeline import evaluation_batches
 from selfexplain_jax.metrics import add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
 from selfexplain_jax.models import masking
 from selfexplain_jax.pictures import overlay, save_grid
+from selfexplain_jax.training.steps import denormalise
+from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, UserError
 
 PICTURE_CLASSES = 3
@@ -58,7 +60,8 @@ def evaluate(
         or has the wrong size.
     """
     info, settings = dataset.info, config.evaluation
-    _check(predictor, config, info)
+    check_predictor(predictor, info)
+    masking.check_infills((config.evaluation.infill,), "config.evaluation.infill")
     batches = evaluation_batches(
         dataset, config.data.eval_split, config, batch_size=settings.batch_size, max_examples=settings.max_examples
     )
@@ -130,14 +133,7 @@ def write_results(
     if clash:
         raise UserError(f"extra holds {clash}, which results.json already has: rename them.")
     results |= finite(extra, "extra")
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(pathlib.Path(path), (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:
@@ -158,13 +154,17 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     return results
 
 
-def _check(predictor: Predictor, config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
+def check_predictor(predictor: Predictor, info: DatasetInfo, name: str = "The predictor") -> None:
+    """Holds a predictor against the data set that it is to be measured on; `name` begins the message.
+
+    Raises:
+      UserError: other classes, another order of them, or another image size.
+    """
     if tuple(predictor.class_names) != tuple(info.class_names) or predictor.image_size != info.image_size:
         raise UserError(
-            f"The predictor knows {predictor.num_classes} classes at {predictor.image_size} px, but dataset "
+            f"{name} knows {predictor.num_classes} classes at {predictor.image_size} px, but dataset "
             f"{info.name!r} has {info.num_classes} at {info.image_size} px, or their names differ."
         )
-    masking.check_infills((config.evaluation.infill,), "config.evaluation.infill")
 
 
 def _classification(seen: view.View) -> dict[str, SumCount]:
@@ -267,8 +267,7 @@ def _picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, i
     """Returns {"title": true classes, "pictures": {column: array or None}, "titles": {column: text}} of an example."""
 
     def visible(images):
-        pixels = images[row] * np.asarray(config.data.std) + np.asarray(config.data.mean)
-        return np.clip(pixels / 255, 0, 1).astype(np.float32)
+        return np.asarray(denormalise(images[row : row + 1], config))[0]
 
     def text(prediction):
         best = np.flatnonzero(prediction.decided[row])[:PICTURE_CLASSES]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import sys
 import time
@@ -20,7 +19,8 @@ from absl import logging
 
 from selfexplain_jax.attribution import ground_truth
 from selfexplain_jax.data.pipeline import EvaluationBatches, evaluation_batches
-from selfexplain_jax.metrics import view
+from selfexplain_jax.metrics import parts, view
+from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Batch, Dataset, Predictor, UserError
 
 
@@ -107,8 +107,8 @@ def explain_rows(
 
 def present_classes(label: np.ndarray, count: int) -> np.ndarray:
     """Returns int32 [B, k]: present classes by index, then absent ones; k = count, or the most classes there are."""
-    order = np.argsort(-(label > 0).astype(np.int32), axis=1, kind="stable")
-    return order[:, : min(count, label.shape[1])].astype(np.int32)
+    by_index = np.broadcast_to(-np.arange(label.shape[1], dtype=np.float32), label.shape)
+    return np.asarray(parts.candidate_classes(label, by_index, min(count, label.shape[1])))
 
 
 def read_failures(
@@ -176,17 +176,6 @@ def claim_folder(folder: pathlib.Path, columns: Sequence[Column], config: ml_col
             + "\nUse another --workdir, or give a method that changed another label."
         )
     write_whole(path, json.dumps(stored | asked, indent=1).encode())
-
-
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def progress(batches: EvaluationBatches, text: str) -> Iterator[tuple[int, Batch]]:
