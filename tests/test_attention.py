@@ -11,8 +11,6 @@ from selfexplain_jax.attribution.attention import class_token_row
 from selfexplain_jax.models.vit import VisionTransformer
 from selfexplain_jax.types import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE, TOKENS = 4, 5
 IMAGES = np.ones((1, SIZE, SIZE, 3), np.float32)
 IDS = np.array([[1, 0]])

@@ -8,8 +8,6 @@ import pytest
 from selfexplain_jax import attribution
 from selfexplain_jax.types import Predictor, UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE = 8
 CLASSES = 3
 

@@ -21,8 +21,6 @@ from selfexplain_jax.models.vgg import VGG
 from selfexplain_jax.models.vit import VisionTransformer
 from selfexplain_jax.types import DatasetInfo, UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GOLDENS = json.loads((pathlib.Path(formula.__file__).with_name(formula.GOLDENS)).read_text())
 SAME = backbones.InputChange((1.0,) * 3, (0.0,) * 3)
 

@@ -9,8 +9,6 @@ from selfexplain_jax import attribution
 from selfexplain_jax.attribution.cam import positive_gradients, resize_to_image
 from selfexplain_jax.types import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE = 4
 # Two channels of 2x2 cells; the image's blocks of 2x2 pixels give them, so that the features are the numbers below.
 CELLS = np.array([[[[1.0, 0.0], [2.0, 0.0]], [[0.0, 4.0], [1.0, 0.0]]]], np.float32)  # [1, 2, 2, 2]

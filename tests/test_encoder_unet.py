@@ -20,8 +20,6 @@ from selfexplain_jax.training.optimizer import build_optimizer
 from selfexplain_jax.training.state import make_predictor
 from selfexplain_jax.types import DatasetInfo, UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZE, CLASSES, CHANNELS = 32, 3, (8, 8, 8, 8)
 

@@ -22,8 +22,6 @@ from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.state import create_state, make_predictor
 from selfexplain_jax.types import Predictor, UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SYNTHETIC = pathlib.Path(__file__).resolve().parents[1] / "configs" / "synthetic.py"
 SIZE = 32
 
@@ -44,28 +42,13 @@ def tiny(variant, classifier=""):
 
 
 @pytest.fixture(scope="module")
-def classifier_run(tmp_path_factory, compiled_programs):
+def classifier_run(tmp_path_factory):
     """The folder of a plain classifier's run."""
     workdir = tmp_path_factory.mktemp("classifier")
     config = tiny("classifier")
     config.train.steps = 2
     loop.train(config, str(workdir))
     return workdir
-
-
-@pytest.fixture(scope="module")
-def compiled_programs(tmp_path_factory):
-    """The runs of this file compile the same programs: once, and kept on the disk."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")

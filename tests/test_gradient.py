@@ -12,8 +12,6 @@ from selfexplain_jax.attribution.gradient import QUADRATURES, class_gradients, q
 from selfexplain_jax.attribution.guided import guided
 from selfexplain_jax.types import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE = 4
 IMAGES = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
 IDS = np.array([[0, 1], [1, 0]])

@@ -15,8 +15,6 @@ from selfexplain_jax.models.encoder_unet import EncoderUNet
 from selfexplain_jax.models.unet import UNet
 from selfexplain_jax.training.state import make_predictor
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE, CLASSES = 32, 3
 IMAGES, IDS = formula.images(2, SIZE), np.array([[0, 1], [2, 2]])
 NETWORKS = {

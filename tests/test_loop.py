@@ -41,27 +41,8 @@ def tiny_config():
     return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Every run of this file compiles the same programs: quickly, and kept on the disk, for the subprocess too.
-
-    Gives the environment variables that do the same there.
-    """
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield {name.upper(): str(value) for name, value in options.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, compiled_programs):
+def uninterrupted(tmp_path_factory):
     """A run from start to end, and its folder."""
     workdir = tmp_path_factory.mktemp("uninterrupted")
     return loop.train(tiny_config(), str(workdir)), workdir
@@ -161,10 +142,8 @@ KILLED = """
 """
 
 
-def test_kill_in_the_middle_then_the_resumed_run_equals_the_uninterrupted_one(
-    tmp_path, uninterrupted, compiled_programs
-):
-    environment = os.environ | compiled_programs | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+def test_kill_in_the_middle_then_the_resumed_run_equals_the_uninterrupted_one(tmp_path, uninterrupted):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
     # subprocess.run ends a process that takes too long with SIGKILL.
     result = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)

@@ -10,7 +10,6 @@ import sys
 import textwrap
 import time
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,24 +61,6 @@ def config_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.py"
     path.write_text(textwrap.dedent(CONFIG))
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Programs are compiled quickly and kept, for this file's subprocesses too, outside of the home folder."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in options.items():
-            patched.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def command(*arguments):

@@ -13,8 +13,6 @@ from selfexplain_jax.metrics.explained import Explained, counted_with_truth, exp
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure
 from selfexplain_jax.types import Predictor, UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE, CLASSES = 12, 3
 random = np.random.default_rng(0)
 WEIGHTS = jnp.asarray(random.normal(size=(SIZE, SIZE, 3, CLASSES)) / SIZE, jnp.float32)

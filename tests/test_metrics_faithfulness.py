@@ -12,8 +12,6 @@ from scipy.sparse import linalg
 from selfexplain_jax.metrics import faithfulness, imputation
 from selfexplain_jax.types import Predictor
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE = 12
 
 

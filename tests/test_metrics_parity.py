@@ -13,8 +13,6 @@ from selfexplain_jax.metrics import faithfulness, imputation, localisation, sani
 from selfexplain_jax.metrics.explained import min_max
 from selfexplain_jax.types import Predictor
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GOLDENS = json.loads(pathlib.Path(formula.__file__).with_name(formula.METRIC_GOLDENS).read_text())
 IMAGES, CLASSES, SALIENCY, TRUTH = formula.metric_cases()
 ALL = np.ones_like(TRUTH)

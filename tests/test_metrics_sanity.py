@@ -9,8 +9,6 @@ from scipy import stats
 from selfexplain_jax.metrics import mean, sanity
 from selfexplain_jax.types import Predictor, UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE = 12
 random = np.random.default_rng(0)
 IMAGES = random.normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)

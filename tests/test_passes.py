@@ -20,9 +20,6 @@ SIZE, BATCH, CLASSES = 8, 4, 3
 RNG = jax.random.key(5)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def tiny_config(terms=EXPLANATION_TERMS, **options):
     """A network of two layers and no norm, so that what it says can be computed again beside it."""
     config = base_config()

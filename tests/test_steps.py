@@ -22,9 +22,6 @@ INFO = DatasetInfo("fake", CLASSES, ("a", "b", "c"), multilabel=False, image_siz
 EXPLANATION = ("object", "background", "evaluator")
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def tiny_config(terms=("classification",), widths=(8,), norm="group", **passes):
     config = base_config()
     config.data.image_size = SIZE
