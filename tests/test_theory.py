@@ -4,13 +4,13 @@ A world is a list of (probability, y, x): a label and a tuple of pixels. A selec
 a reader is shown the selection and its pixels. Information is in nats.
 """
 
+import functools
 import itertools
 import math
 import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +18,15 @@ from selfexplain_jax.models import masking, pooling
 from selfexplain_jax.objectives import TERMS
 
 LN2 = math.log(2)
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def term(name, outputs, label=None, link="sigmoid", **options):
+    """The code's own term [B], as one compiled program."""
+    outputs = {key: np.asarray(value, np.float32) for key, value in outputs.items()}
+    return np.asarray(jax.jit(functools.partial(TERMS[name], link=link, **options))(outputs, label))
 
 
 def seen_through(selection, x):
@@ -107,20 +116,20 @@ def test_p1_cross_entropy_bounds_the_information_and_the_gap_is_a_divergence(see
 
 
 def test_p2_relative_form_has_the_gradient_of_the_divergence():
-    scores, masked = jnp.asarray([[1.0, -0.5, 0.2]]), jnp.asarray([[[0.3, 0.1, -2.0]]])
-    label = jnp.asarray([[1.0, 0.0, 0.0]])
+    scores, masked = np.float32([[1.0, -0.5, 0.2]]), np.float32([[[0.3, 0.1, -2.0]]])
+    label = np.float32([[1.0, 0.0, 0.0]])
 
-    def loss(object_scores):
-        outputs = {
-            "scores": scores,
-            "object_scores": object_scores,
-            "object_label": label[:, None],
-            "object_valid": jnp.ones((1, 1)),
-        }
+    @jax.jit
+    @jax.grad
+    def gradient(object_scores):
+        outputs = {"scores": scores, "object_scores": object_scores}
+        outputs |= {"object_label": label[:, None], "object_valid": np.ones((1, 1), np.float32)}
         return TERMS["object"](outputs, label, link="softmax", target="relative")[0]
 
-    gradient = jax.grad(loss)
-    np.testing.assert_allclose(gradient(masked)[0], jax.nn.softmax(masked[0]) - jax.nn.softmax(scores), atol=1e-6)
+    def softmax(z):
+        return np.exp(z) / np.exp(z).sum()
+
+    np.testing.assert_allclose(gradient(masked)[0, 0], softmax(masked[0, 0]) - softmax(scores[0]), atol=1e-6)
     np.testing.assert_allclose(gradient(scores[:, None]), 0.0, atol=1e-6)
 
 
@@ -155,9 +164,9 @@ def background_value(world, selection, form, link):
         p = np.asarray([row[y] for y in sorted(row)])
         rows.append(np.log(p) if link == "softmax" else np.log(p) - np.log1p(-p))
         weights.append(sum(q for q, y, x in world if seen_through(selection, x) == seen))
-    outputs = {"background_scores": jnp.asarray(np.array(rows), jnp.float32)}
-    values = TERMS["background"](outputs, jnp.zeros((len(rows), len(rows[0]))), link=link, form=form)
-    return float(np.asarray(weights) @ np.asarray(values))
+    rows += [rows[0]] * (4 - len(rows))  # One shape for all selections, and so one program.
+    weights += [0.0] * (4 - len(weights))
+    return float(np.asarray(weights) @ term("background", {"background_scores": rows}, link=link, form=form))
 
 
 @pytest.mark.parametrize(("form", "link"), [("entropy", "softmax"), ("uniform", "softmax"), ("absent", "sigmoid")])
@@ -185,14 +194,13 @@ def test_p5_background_forms_are_least_where_nothing_is_told(form, link):
 
 def test_p6_a_blind_reader_passes_and_uniform_answers_need_not_mean_nothing():
     world = uniform_world([(0,), (1,)], lambda x: x[0])
-    blind = {"background_scores": jnp.zeros((1, 2))}
-    assert float(TERMS["background"](blind, jnp.zeros((1, 2)), link="softmax")[0]) == pytest.approx(0.0, abs=1e-6)
+    assert term("background", {"background_scores": [[0.0, 0.0]]}, link="softmax")[0] == pytest.approx(0.0, abs=1e-6)
     assert information(world, fixed((0,))) == pytest.approx(LN2)  # And yet the background says everything.
     # "Every class is here" is as uniform as "no class is here"; the binary form tells them apart.
+    everything = {"background_scores": [[9.0, 9.0, 9.0]]}
     for form in ("uniform", "entropy", "mean_entropy"):
-        everything = {"background_scores": jnp.full((1, 3), 9.0)}
-        assert float(TERMS["background"](everything, jnp.zeros((1, 3)), link="sigmoid", form=form)[0]) < 1e-5
-    assert float(TERMS["background"](everything, jnp.zeros((1, 3)), link="sigmoid")[0]) > 27.0
+        assert term("background", everything, form=form)[0] < 1e-5
+    assert term("background", everything)[0] > 27.0
 
 
 # ---- The evaluator pass and codes ------------------------------------------------------------------------------------
@@ -298,29 +306,22 @@ def test_p12_a_penalised_minimiser_solves_the_constrained_problem():
         assert loss[best] == loss[allowed].min()
 
 
-def smoothness(masks):
-    masks = jnp.asarray(masks, jnp.float32)
-    outputs = {"target_mask": masks, "non_target_mask": jnp.zeros_like(masks), "image": jnp.zeros((*masks.shape, 3))}
-    return np.asarray(TERMS["smoothness"](outputs, None, link="sigmoid"))
-
-
 def test_p13_total_variation_is_the_mean_perimeter_of_level_sets():
     random = np.random.default_rng(1)
     mask = random.integers(0, 9, (5, 4)) / 8  # Level sets change at multiples of 1/8 alone.
     levels = np.stack([mask > (t + 0.5) / 8 for t in range(8)])
-    value = smoothness(mask[None])[0]
-    assert value == pytest.approx(smoothness(levels).mean(), rel=1e-6)
-    # With the area, or any other linear price, some level set is at least as good as the grey mask.
-    price = random.normal(size=(5, 4))
-    assert (smoothness(levels) + (levels * price).mean(axis=(1, 2))).min() <= value + (mask * price).mean() + 1e-6
-    # Squares of differences have no such property: they want ramps.
-    squares = TERMS["squared_smoothness"]
-    ramp, steps = np.array([[[0.0, 0.5, 1.0]]] * 2), np.array([[[0.0, 0.0, 1.0]], [[0.0, 1.0, 1.0]]])
-    ramp, steps = (
-        np.asarray(squares({"target_mask": jnp.asarray(np.repeat(m, 2, axis=1))}, None, link="sigmoid"))
-        for m in (ramp, steps)
+    masks = np.concatenate([mask[None], levels])
+    variation = term(
+        "smoothness", {"target_mask": masks, "non_target_mask": 0 * masks, "image": np.zeros((9, 5, 4, 3))}
     )
-    assert ramp.max() < steps.min()
+    assert variation[0] == pytest.approx(variation[1:].mean(), rel=1e-6)
+    # With the area, or any other linear price, some level set is at least as good as the grey mask.
+    total = variation + (masks * random.normal(size=(5, 4))).mean(axis=(1, 2))
+    assert total[1:].min() <= total[0] + 1e-6
+    # Squares of differences have no such property: they want ramps.
+    ramps = np.array([[0.0, 0.5, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    ramp, *steps = term("squared_smoothness", {"target_mask": np.repeat(ramps[:, None], 2, axis=1)})
+    assert ramp < min(steps)
 
 
 def test_p14_affinity_is_the_expected_cut_of_a_random_hard_mask():
@@ -330,77 +331,78 @@ def test_p14_affinity_is_the_expected_cut_of_a_random_hard_mask():
     chance = np.prod(np.where(hard > 0, mask, 1 - mask), axis=(1, 2))
     masks = np.concatenate([mask[None], hard])
     outputs = {"image": np.broadcast_to(image, (65, 2, 3, 3)), "target_mask": masks}
-    outputs = {name: jnp.asarray(value, jnp.float32) for name, value in outputs.items()}
-    values = np.asarray(TERMS["affinity"](outputs, None, link="sigmoid", scale=0.5, reach=1))
+    values = term("affinity", outputs, scale=0.5, reach=1)
     assert values[0] == pytest.approx(chance @ values[1:], rel=1e-4)
     assert values[1:].min() <= values[0]
 
+
+SOFTMAX_POOL = jax.jit(pooling.softmax_pool)
 
 # ---- The pool --------------------------------------------------------------------------------------------------------
 
 
 def test_p15_the_pool_shares_out_one_and_grows_with_its_temperature():
-    maps = jnp.asarray(np.random.default_rng(3).normal(size=(1, 3, 3, 1)), jnp.float32)
+    maps, k = np.random.default_rng(3).normal(size=(1, 3, 3, 1)).astype(np.float32), 0.7
 
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def score(maps, k):
         return pooling.softmax_pool(maps, k)[0, 0]
 
-    k = 0.7
-    z, (by_cell, by_k) = score(maps, k), jax.grad(score, argnums=(0, 1))(maps, k)
-    weights = jax.nn.softmax(k * maps.ravel())
-    assert by_cell.sum() == pytest.approx(1.0, abs=1e-5)
-    assert by_k == pytest.approx(float((weights * (maps.ravel() - z) ** 2).sum()), rel=1e-4)
+    z, (by_cell, by_k) = score(maps, k)
+    weights = np.exp(k * maps) / np.exp(k * maps).sum()
+    assert np.sum(by_cell) == pytest.approx(1.0, abs=1e-5)
+    assert float(by_k) == pytest.approx(float((weights * (maps - float(z)) ** 2).sum()), rel=1e-4)
     assert maps.mean() <= z <= maps.max()
-    pushed_down = np.asarray(by_cell) < 0
-    np.testing.assert_array_equal(pushed_down, np.asarray(maps < z - 1 / k))
+    np.testing.assert_array_equal(np.asarray(by_cell) < 0, maps < float(z) - 1 / k)
 
 
 @pytest.mark.parametrize("name", ["mean", "max", "softmax", "logsumexp"])
 def test_p16_a_class_that_is_found_has_a_cell_in_its_mask(name):
-    maps = jnp.asarray(np.random.default_rng(4).normal(size=(50, 3, 3, 2)), jnp.float32)
-    probability = jax.nn.sigmoid(pooling.pool(maps, name, 0.8))
-    assert (probability <= jax.nn.sigmoid(maps).max(axis=(1, 2)) + 1e-6).all()
+    maps = np.random.default_rng(4).normal(size=(50, 3, 3, 2)).astype(np.float32)
+    scores = np.asarray(jax.jit(functools.partial(pooling.pool, name=name, temperature=0.8))(maps))
+    probability, masks = (1 / (1 + np.exp(-logits)) for logits in (scores, maps))
+    assert (probability <= masks.max(axis=(1, 2)) + 1e-6).all()
 
 
 def test_p17_softmax_leaves_all_maps_an_offset():
-    maps = jnp.asarray(np.random.default_rng(5).normal(size=(1, 3, 3, 3)), jnp.float32)
-    label = jnp.asarray([[0.0, 1.0, 0.0]])
+    maps = np.random.default_rng(5).normal(size=(1, 3, 3, 3)).astype(np.float32)
+    label = np.float32([[0.0, 1.0, 0.0]])
 
-    def loss(offset, link):
-        scores = pooling.softmax_pool(maps + offset, 0.5)
-        return float(TERMS["classification"]({"scores": scores}, label, link=link)[0])
+    @jax.jit
+    def losses(offset):
+        outputs = {"scores": pooling.softmax_pool(maps + offset, 0.5)}
+        return [TERMS["classification"](outputs, label, link=link)[0] for link in ("softmax", "sigmoid")]
 
-    assert loss(8.0, "softmax") == pytest.approx(loss(0.0, "softmax"), abs=1e-5)
-    assert loss(8.0, "sigmoid") > loss(0.0, "sigmoid") + 1
-    assert float(jax.nn.sigmoid(maps + 8.0).min()) > 0.99  # All masks are full, at no price.
+    (softmax, sigmoid), (softmax_above, sigmoid_above) = losses(0.0), losses(8.0)
+    assert float(softmax_above) == pytest.approx(float(softmax), abs=1e-5)
+    assert sigmoid_above > sigmoid + 1
+    assert (1 / (1 + np.exp(-maps - 8.0))).min() > 0.99  # All masks are full, at no price.
 
 
 @pytest.mark.parametrize(
     ("cells", "strong", "high", "low"), [(256, 1, 4.0, 4.0), (1024, 1, 4.0, 4.0), (100, 9, 2.0, 5)]
 )
 def test_p18_above_a_temperature_a_few_cells_carry_a_class(cells, strong, high, low):
-    maps = np.full((1, cells, 1, 1), -low)
+    maps = np.full((1, cells, 1, 1), -low, np.float32)
     maps[0, :strong] = high
     limit = math.log((cells - strong) * low / (strong * high)) / (high + low)
 
-    def score(k):
-        return float(pooling.softmax_pool(jnp.asarray(maps, jnp.float32), k)[0, 0])
-
-    assert score(limit) == pytest.approx(0.0, abs=1e-3)
-    assert score(0.95 * limit) < 0 < score(1.05 * limit)
+    below, at, above = (float(SOFTMAX_POOL(maps, share * limit)[0, 0]) for share in (0.95, 1.0, 1.05))
+    assert at == pytest.approx(0.0, abs=1e-3)
+    assert below < 0 < above
 
 
 def test_p19_binary_cross_entropy_starts_with_a_weaker_word_on_which_class_it_is():
-    classes = 8
-    label = jax.nn.one_hot(jnp.asarray([2]), classes)
+    classes, label = 8, np.eye(8, dtype=np.float32)[2:3]
 
-    def pull(link):
-        """How far the gradient at equal scores tells the present class from an absent one."""
-        loss = lambda scores: TERMS["classification"]({"scores": scores}, label, link=link)[0]  # noqa: E731
-        gradient = jax.grad(loss)(jnp.zeros((1, classes)))[0]
-        return float(gradient[0] - gradient[2])
+    @jax.jit
+    @jax.jacobian
+    def gradients(scores):
+        return [TERMS["classification"]({"scores": scores}, label, link=link)[0] for link in ("softmax", "sigmoid")]
 
-    assert pull("softmax") / pull("sigmoid") == pytest.approx(classes)
+    softmax, sigmoid = (float(g[0, 0] - g[0, 2]) for g in gradients(np.zeros((1, classes), np.float32)))
+    assert softmax / sigmoid == pytest.approx(classes)
 
 
 # ---- Degenerate masks ------------------------------------------------------------------------------------------------
@@ -413,24 +415,28 @@ def test_p20_nothing_but_the_area_speaks_against_a_full_mask():
         rest = tuple(set(whole) - set(v))
         assert entropy_given(world, fixed(whole)) <= entropy_given(world, fixed(v)) + 1e-12
         assert information(world, fixed(())) <= information(world, fixed(rest)) + 1e-12
-    full = {"target_mask": jnp.ones((1, 4, 4)), "non_target_mask": jnp.zeros((1, 4, 4))}
-    full["image"] = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 3)), jnp.float32)
-    free = {name: float(TERMS[name](full, None, link="sigmoid")[0]) for name in ("smoothness", "squared_smoothness")}
-    free["affinity"] = float(TERMS["affinity"](full, None, link="sigmoid", reach=1)[0])
-    free["binarisation"] = float(TERMS["binarisation"](full, None, link="sigmoid")[0])
-    assert all(value == pytest.approx(0.0, abs=1e-5) for value in free.values()), free
-    assert float(TERMS["area_target"](full, None, link="sigmoid")[0]) == 1.0
+    full = {"target_mask": np.ones((1, 4, 4), np.float32), "non_target_mask": np.zeros((1, 4, 4), np.float32)}
+    full["image"] = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
+    names = ("smoothness", "squared_smoothness", "binarisation", "affinity", "area_target")
+
+    @jax.jit
+    def values(outputs):
+        return [TERMS[name](outputs, None, link="sigmoid")[0] for name in names]
+
+    *free, area = values(full)
+    np.testing.assert_allclose(free, 0.0, atol=1e-5)
+    assert area == 1.0
 
 
 def test_p21_a_grey_mask_hides_nothing_unless_the_filling_is_noise():
     random = np.random.default_rng(7)
-    image = jnp.asarray(random.normal(size=(1, 4, 4, 3)), jnp.float32)
-    filling, mask = jnp.full_like(image, 0.3), jnp.full((1, 4, 4), 0.1)
+    image = random.normal(size=(1, 4, 4, 3))
+    filling, mask = np.full_like(image, 0.3), np.full((1, 4, 4), 0.1)
     back = (masking.isolate(image, mask, filling) - (1 - mask[..., None]) * filling) / mask[..., None]
     np.testing.assert_allclose(back, image, atol=1e-5)
     # Gaussian pixels under Gaussian noise: half of log(1 + signal / noise) nats are left.
-    pixels, noise, grey, strength = random.normal(size=(2, 200, 200, 1)), random.normal(size=(2, 200, 200, 1)), 0.4, 0.5
-    shown = masking.isolate(jnp.asarray(pixels), jnp.full((2, 200, 200), grey), jnp.asarray(strength * noise))
+    pixels, noise, grey, strength = *random.normal(size=(2, 2, 200, 200, 1)), 0.4, 0.5
+    shown = masking.isolate(pixels, np.full((2, 200, 200), grey), strength * noise)
     correlation = np.corrcoef(np.ravel(shown), np.ravel(pixels))[0, 1]
     expected = 0.5 * math.log(1 + (grey / ((1 - grey) * strength)) ** 2)
     assert -0.5 * math.log(1 - correlation**2) == pytest.approx(expected, rel=0.02)
@@ -519,17 +525,21 @@ def test_p24_context_that_goes_with_the_label_belongs_to_the_optimum(agree):
 
 
 def test_p25_the_union_of_masks_does_not_say_whose_is_which():
-    maps = np.random.default_rng(8).normal(size=(1, 3, 3, 3))
-    label = jnp.asarray([[1.0, 1.0, 0.0]])
-    exchanged = maps[..., [1, 0, 2]]
-    taken = np.concatenate(
-        [maps[..., :2].max(-1, keepdims=True), maps[..., :2].min(-1, keepdims=True), maps[..., 2:]], -1
-    )
-    for other in (exchanged, taken):
-        for function in (masking.target_logits, masking.non_target_logits):
-            np.testing.assert_allclose(function(jnp.asarray(other), label), function(jnp.asarray(maps), label))
-        one = masking.class_masks(jnp.asarray(other), jnp.asarray([[0]]), 3)
-        assert not np.allclose(one, masking.class_masks(jnp.asarray(maps), jnp.asarray([[0]]), 3))
+    maps = np.random.default_rng(8).normal(size=(1, 3, 3, 3)).astype(np.float32)
+    label = np.float32([[1.0, 1.0, 0.0]])
+    present, absent = maps[..., :2], maps[..., 2:]
+    taken = np.concatenate([present.max(-1, keepdims=True), present.min(-1, keepdims=True), absent], -1)
+
+    @jax.jit
+    def masks(maps):
+        union = masking.target_logits(maps, label), masking.non_target_logits(maps, label)
+        return union, masking.class_masks(maps, np.array([[0]]), 3)
+
+    union, first = masks(maps)
+    for other in (maps[..., [1, 0, 2]], taken):
+        other_union, other_first = masks(other)
+        np.testing.assert_allclose(other_union, union)
+        assert not np.allclose(other_first, first)
 
 
 def test_p26_one_class_at_a_time_must_hide_the_others():

@@ -1,6 +1,6 @@
 """Formulas as MathML, which browsers draw by themselves: no script, no font and no network.
 
-The documents write them as GitHub reads them most safely: inline between $` and `$, displayed in a block of code `math`.
+The documents write them as GitHub reads them most safely: inline between $` and `$, displayed as code blocks `math`.
 """
 
 import html

@@ -6,10 +6,17 @@ import re
 import mkdocs_gen_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-readme = (ROOT / "README.md").read_text()
-# Links of the repository become links of the site; what is not a page of it stays as text.
-readme = re.sub(r"\]\(docs/(\w+\.md)\)", r"](\1)", readme)
-readme = re.sub(r"\[([^\]]+)\]\((?!https?:|\w+\.md\)|#)[^)]*\)", r"\1", readme)
+
+
+def _on_the_site(link: re.Match) -> str:
+    """A link of README.md as one of the site: into docs/, to elsewhere, or, if it leads to another file, its text."""
+    text, target = link.groups()
+    if target.startswith("docs/"):
+        return f"[{text}]({target.removeprefix('docs/')})"
+    return link[0] if re.match(r"#|\w+:", target) else text
+
+
+readme = re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", _on_the_site, (ROOT / "README.md").read_text())
 with mkdocs_gen_files.open("index.md", "w") as page:
     page.write(readme)
 
