@@ -130,6 +130,10 @@ def mean(pair: SumCount) -> float | list[float] | None:
     """Returns sum / count; for pairs per class the mean over classes that were counted; None where nothing was.
 
     A curve (a sum with more entries than its count) gives a list.
+
+    Examples:
+      >>> mean((3.0, 4.0)), mean((np.array([2.0, 0.0]), np.array([4.0, 0.0]))), mean((0.0, 0.0))
+      (0.75, 0.5, None)
     """
     value, count = np.asarray(pair[0], np.float64), np.asarray(pair[1], np.float64)
     if not (count > 0).any():

@@ -85,6 +85,10 @@ def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     Args:
       boxes: [m, 4]: left, top, right, bottom.
       others: [n, 4].
+
+    Examples:
+      >>> box_iou(np.array([[0, 0, 9, 9]]), np.array([[0, 0, 9, 9], [5, 0, 14, 9]])).round(3).tolist()
+      [[1.0, 0.333]]
     """
     boxes, others = boxes[:, None].astype(np.float64), others[None].astype(np.float64)
     low, high = np.maximum(boxes[..., :2], others[..., :2]), np.minimum(boxes[..., 2:], others[..., 2:])

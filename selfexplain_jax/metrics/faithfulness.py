@@ -88,7 +88,12 @@ def deletion_insertion(
 
 
 def curve_area(curves: jax.Array) -> jax.Array:
-    """Returns the area under curves [..., T + 1] over 0..1 by trapezoids of equal width, [...]."""
+    """Returns the area under curves [..., T + 1] over 0..1 by trapezoids of equal width, [...].
+
+    Examples:
+      >>> float(curve_area(jnp.asarray([1.0, 0.5, 0.0])))
+      0.5
+    """
     return (curves.sum(axis=-1) - (curves[..., 0] + curves[..., -1]) / 2) / (curves.shape[-1] - 1)
 
 

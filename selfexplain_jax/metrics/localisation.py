@@ -31,7 +31,12 @@ SCORE_EDGES = _score_edges()
 
 
 def pointing_tolerance(image_size: int) -> int:
-    """Returns the tolerance of the pointing game in pixels: 15 px at 224 px images, the same share of other sizes."""
+    """Returns the tolerance of the pointing game in pixels: 15 px at 224 px images, the same share of other sizes.
+
+    Examples:
+      >>> [pointing_tolerance(size) for size in (224, 64, 28)]
+      [15, 4, 2]
+    """
     return round(15 * image_size / 224)
 
 

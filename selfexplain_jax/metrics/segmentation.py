@@ -46,7 +46,14 @@ def class_truth(mask: jax.Array, class_ids: jax.Array) -> jax.Array:
 
 
 def continuous_iou(mask: jax.Array, truth: jax.Array, weight: jax.Array) -> Measured:
-    """Sum of the pixelwise minimum over sum of the pixelwise maximum."""
+    """Sum of the pixelwise minimum over sum of the pixelwise maximum.
+
+    Examples:
+      >>> mask, truth, weight = jnp.asarray([[[[0.8, 0.4]]], [[[1.0, 0.0]]], [[[1.0, 1.0]]]])
+      >>> value, defined = continuous_iou(mask, truth, weight)  # (.8 + 0) / (1 + .4)
+      >>> round(float(value[0]), 3), bool(defined[0])
+      (0.571, True)
+    """
     union = _pixel_sum(jnp.maximum(mask, truth) * weight)
     return _ratio(_pixel_sum(jnp.minimum(mask, truth) * weight), union), _has_object(truth, weight)
 

@@ -68,7 +68,13 @@ def harden(mask: jax.Array) -> jax.Array:
 
 
 def isolate(images: jax.Array, mask: jax.Array, filling: jax.Array) -> jax.Array:
-    """x|m = m x + (1 - m) b: images and filling [B, H, W, 3], mask [B, H, W]."""
+    """x|m = m x + (1 - m) b: images and filling [B, H, W, 3], mask [B, H, W].
+
+    Examples:
+      >>> white, black = jnp.ones((1, 1, 2, 3)), jnp.zeros((1, 1, 2, 3))
+      >>> isolate(white, jnp.asarray([[[1.0, 0.25]]]), black)[0, 0, :, 0].tolist()
+      [1.0, 0.25]
+    """
     mask = mask[..., None]
     return mask * images + (1.0 - mask) * filling
 

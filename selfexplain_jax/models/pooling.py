@@ -31,6 +31,11 @@ def softmax_pool(logit_maps: jax.Array, temperature: float) -> jax.Array:
 
     Its gradient is dz/ds_u = w_u (1 + k (s_u - z)) with w the softmax: cells below z - 1/k are pushed down when z goes
     up.
+
+    Examples:
+      >>> maps = jnp.asarray([0.0, 0.0, 0.0, 4.0]).reshape(1, 2, 2, 1)
+      >>> [round(float(softmax_pool(maps, k)[0, 0]), 2) for k in (0.0, 1.0, 100.0)]
+      [1.0, 3.79, 4.0]
     """
     weights = jax.nn.softmax(temperature * logit_maps, axis=(1, 2))
     return (weights * logit_maps).sum(axis=(1, 2))

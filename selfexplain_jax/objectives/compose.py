@@ -90,7 +90,12 @@ def validate_objective(config) -> None:
 
 
 def ramp(step: jax.Array, start: int, steps: int) -> jax.Array:
-    """0 before `start`, then linear to 1 over `steps` steps."""
+    """0 before `start`, then linear to 1 over `steps` steps.
+
+    Examples:
+      >>> [float(ramp(step, start=100, steps=4)) for step in (99, 100, 101, 103, 500)]
+      [0.0, 0.25, 0.5, 1.0, 1.0]
+    """
     if start == 0 and steps == 0:
         return jnp.float32(1.0)
     return jnp.clip((step - start + 1) / max(steps, 1), 0.0, 1.0).astype(jnp.float32)

@@ -201,7 +201,13 @@ def affinity(outputs: dict, label: jax.Array, *, link: str, scale: float = 0.2, 
 
 
 def binarisation(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
-    """mean_u 4 m (1 - m): 0 for a mask of zeros and ones, 1 for a grey one."""
+    """mean_u 4 m (1 - m): 0 for a mask of zeros and ones, 1 for a grey one.
+
+    Examples:
+      >>> grey_and_hard = {"target_mask": jnp.asarray([[[0.5, 0.5]], [[0.0, 1.0]]])}
+      >>> binarisation(grey_and_hard, None, link="sigmoid").tolist()
+      [1.0, 0.0]
+    """
     del label, link
     mask = outputs["target_mask"]
     return (4.0 * mask * (1.0 - mask)).mean(axis=(1, 2))
