@@ -22,15 +22,12 @@ from absl import logging
 
 from selfexplain_jax import evaluate, maps
 from selfexplain_jax.attribution import METHODS, build_method
-from selfexplain_jax.config import load_config
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.metrics import add, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure
+from selfexplain_jax.open_models import asked_models, model_settings, open_model
 from selfexplain_jax.pictures import overlay, save_grid
-from selfexplain_jax.training import loop
-from selfexplain_jax.training.checkpoint import fingerprint, saved_config
-from selfexplain_jax.training.state import make_predictor
 from selfexplain_jax.training.steps import denormalise
 from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
@@ -47,11 +44,11 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     """Runs the comparison that `config.comparison` describes; writes WORKDIR/comparison.json and says what it found.
 
     Returns:
-      {"methods": {label: {"model": name, "metrics": {name: value}, "counts": {name: count}, "seconds_per_image": s,
-      "failures": [{"image": position, "message": text}], "not_finite": [name]}}, "images": how many are in every
-      average, "left_out": positions in the split of those that are not, "controls": labels of what is no method,
-      "asks_the_model": numbers that depend on the model behind the method}. A method that failed on every image has no
-      metrics.
+      {"methods": {label: {"model": name, "asks": name of the first model with the same scores, "metrics": {name:
+      value}, "counts": {name: count}, "seconds_per_image": s, "failures": [{"image": position, "message": text}],
+      "not_finite": [name]}}, "images": how many are in every average, "left_out": positions in the split of those that
+      are not, "controls": labels of what is no method, "asks_the_model": numbers that depend on the classifier behind
+      the method}. A method that failed on every image has no metrics.
 
     Raises:
       UserError: an unknown model, method, metric or option; models of other classes or image sizes than the data set;
@@ -73,7 +70,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     table, asking = {}, set()
     for column in columns:
         listed = [{"image": position, "message": text} for position, text in failures[column.label].items()]
-        row = {"model": column.model, "failures": listed}
+        row = {"model": column.model, "asks": column.asks, "failures": listed}
         if column.label not in broken:
             taken = take_metrics(column, metrics, dataset, config, folder, left_out)
             row["metrics"] = {number: value for found in taken.values() for number, value in found["metrics"].items()}
@@ -101,7 +98,8 @@ def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[
         raise UserError(
             "config.comparison needs models and methods; see configs/compare_synthetic.py for one that has."
         )
-    models = {name: open_model(name, folder, config, info) for name, folder in settings.models.items()}
+    experiments = model_settings(config)
+    models = {name: open_model(name, found, config, info) for name, found in experiments.items()}
     return make_columns(config, models, info)
 
 
@@ -119,7 +117,7 @@ def make_columns(
       UserError: an unknown model, method or option, a label that cannot name a file, or annotated masks of a data set
         that has none.
     """
-    columns = []
+    columns, asked = [], asked_models(models)
     for label, options in _options(config.comparison.methods).items():
         unknown = sorted(set(options) - {"model", "method", "scaling", "options"})
         if unknown:
@@ -142,40 +140,8 @@ def make_columns(
         scaling = options.get("scaling", "as_is" if name in OWN_MASKS else "min_max")
         predictor, origin = models[model]
         identity = {"method": name, "model": origin, "options": dict(options.get("options", {})), "scaling": scaling}
-        columns.append(maps.Column(label, model, predictor, method, scaling, identity))
+        columns.append(maps.Column(label, model, asked[model], predictor, method, scaling, identity))
     return columns
-
-
-def open_model(name: str, source: str, config: ml_collections.ConfigDict, info: DatasetInfo) -> tuple[Predictor, list]:
-    """Returns the predictor of a trained run, or of a config's pretrained weights, and what tells it from another one.
-
-    The latter is [source, steps trained, fingerprint of the parameters].
-
-    Args:
-      name: of the model in the comparison, for messages.
-      source: the folder of a run, whose checkpoint knows its config; or a config file, PATH.py or PATH.py:VARIANT.
-      config: the comparison's.
-      info: the data set's.
-
-    Raises:
-      UserError: no such run or file, a config without pretrained weights, or a model of other classes, another size or
-        another normalisation.
-    """
-    pretrained = pathlib.Path(source.partition(":")[0]).suffix == ".py"
-    try:
-        settings = load_config(_found(source)) if pretrained else saved_config(source)
-    except UserError as error:
-        raise UserError(f"config.comparison.models.{name}: {error} Train it first, or name its folder.") from error
-    settings.data.data_dir = config.data.data_dir
-    if pretrained and not settings.model.pretrained:
-        raise UserError(f"config.comparison.models.{name}: {source} names no pretrained weights; name a trained run.")
-    result = loop.untrained(settings) if pretrained else loop.restore(settings, source)
-    predictor = make_predictor(settings, result.dataset.info, result.model, result.state, result.classifier)
-    evaluate.check_predictor(predictor, info, f"Model {name!r}")
-    if (*settings.data.mean, *settings.data.std) != (*config.data.mean, *config.data.std):
-        raise UserError(f"Model {name!r} was trained with another config.data.mean or std than the comparison's.")
-    weights = fingerprint((result.state.params, result.state.ema_params, result.state.batch_stats))
-    return predictor, [source, result.step, weights]
 
 
 # ---- Metrics ---------------------------------------------------------------------------------------------------------
@@ -318,12 +284,6 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
                     mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
                     cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else None)
     save_grid(folder / "pictures" / "comparison.png", cells, titles)
-
-
-def _found(spec: str) -> str:
-    """A config that is not below the present folder is looked for in the repository."""
-    repository = pathlib.Path(__file__).resolve().parents[1]
-    return spec if pathlib.Path(spec.partition(":")[0]).is_file() else str(repository / spec)
 
 
 def _options(settings: ml_collections.ConfigDict) -> dict[str, dict]:

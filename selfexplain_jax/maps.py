@@ -28,12 +28,15 @@ from selfexplain_jax.types import Batch, Dataset, Predictor, UserError
 class Column:
     """One method of the comparison: its label in the tables, the predictor it explains, and the function that does.
 
+    model: name of the model in the comparison. asks: the first model with the same scores, which is another one for an
+    Explainer beside its classifier.
     method: (predictor, images, class_ids, *, rng) -> maps; None for the annotated masks. scaling: how its maps become
     masks, see `metrics.explained.SCALINGS`. identity: JSON of all that its maps depend on beside the images.
     """
 
     label: str
     model: str
+    asks: str
     predictor: Predictor
     method: Callable | None
     scaling: str

@@ -29,7 +29,7 @@ def settings(**methods):
     return config
 
 
-OPEN_MODEL = compare.open_model
+MODEL_SETTINGS = compare.model_settings
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,7 @@ def colours(monkeypatch):
     """A classifier that nobody trained, in the place of every model that a comparison opens."""
     names = build_dataset(settings()).info.class_names
     predictor = Predictor(lambda images: images.mean(axis=(1, 2)), jax.nn.sigmoid, names, SIZE)
+    monkeypatch.setattr(compare, "model_settings", lambda config: dict(config.comparison.models))
     monkeypatch.setattr(compare, "open_model", lambda *arguments: (predictor, ["no/folder", 7, 1]))
 
 
@@ -197,10 +198,19 @@ def test_bad_comparisons_are_refused(tmp_path, change, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_was_not_trained_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "open_model", OPEN_MODEL)
+def test_every_model_that_was_not_trained_is_named_with_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "model_settings", MODEL_SETTINGS)
+    config = settings(constant={})
     with pytest.raises(UserError, match="models.colours: no/folder holds no checkpoints. Train it first"):
-        compare.compare(settings(constant={}), tmp_path)
+        compare.compare(config, tmp_path)
+    config.comparison.models = {"one": "no/one", "other": "no/other"}
+    config.comparison.model_configs = {"one": "configs/a.py", "other": "configs/b.py:c"}
+    config.data.data_dir = "photos"
+    with pytest.raises(UserError) as error:
+        compare.compare(config, tmp_path)
+    for line, name, spec in zip(str(error.value).splitlines(), ("one", "other"), ("a.py", "b.py:c"), strict=True):
+        assert line.startswith(f"config.comparison.models.{name}: no/{name} holds no checkpoints.")
+        assert f"--config=configs/{spec} --workdir=no/{name} --config.data.data_dir=photos" in line
 
 
 def test_present_classes_come_first():
@@ -225,6 +235,14 @@ RESULTS = {
         "d": {"model": "n", "failures": [{"image": 4, "message": "no masks"}] * 3},
     },
 }
+
+
+def test_an_explainer_competes_with_the_methods_of_its_classifier():
+    explainer = row("explainer", 1.0, iou=0.5, deletion=0.05) | {"asks": "n"}
+    results = {**RESULTS, "methods": RESULTS["methods"] | {"explainer": explainer}}
+    lines = report.comparison_markdown(results, ["deletion"]).splitlines()
+    assert "| explainer | explainer | **0.05** | **1** | 0 |" in lines
+    assert "| e | n | 0.1 | 4 | 0 |" in lines and "| a | m | **0.5** | 2 | 0 |" in lines
 
 
 def test_tables_by_hand():
