@@ -27,4 +27,4 @@ def get_config(variant="comparison"):
         raise UserError(f"configs/compare_coco2017.py has no variant {variant!r}. Choose one of {VARIANTS}.")
     config = load_config(str(pathlib.Path(__file__).with_name("coco2017.py")))
     config.comparison.classes_per_image = 3
-    return comparison_recipe(config, "configs/coco2017.py", "configs/coco2017.py:classifier")
+    return comparison_recipe(config, "configs/coco2017.py", "configs/coco2017.py:classifier", photo_regions="mask")

@@ -28,4 +28,4 @@ def get_config(variant="comparison"):
     config.comparison.classes_per_image = 3
     experiment = "configs/voc2012_animals.py"
     explainer = f"{experiment}:explainer" if variant == "explainer" else ""
-    return comparison_recipe(config, experiment, f"{experiment}:classifier", explainer)
+    return comparison_recipe(config, experiment, f"{experiment}:classifier", explainer, photo_regions="boxes")

@@ -218,7 +218,13 @@ def scores_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 
 def comparison_recipe(
-    config: ml_collections.ConfigDict, own: str, plain: str, explainer: str = "", *, masks: bool = True
+    config: ml_collections.ConfigDict,
+    own: str,
+    plain: str,
+    explainer: str = "",
+    *,
+    masks: bool = True,
+    photo_regions: str = "",
 ) -> ml_collections.ConfigDict:
     """Sets a comparison of learned masks with the maps of a plain classifier, in place; returns the config.
 
@@ -228,6 +234,7 @@ def comparison_recipe(
         are where training puts them.
       explainer: that of an Explainer of that classifier, whose masks get a column; "" is none.
       masks: whether the data set has annotated masks.
+      photo_regions: where it has boxes too, what the pointing game at the photos' own sizes aims at: "boxes" or "mask".
     """
     size = config.data.image_size
     comparison = config.comparison
@@ -267,6 +274,10 @@ def comparison_recipe(
     against_masks = ("segmentation", "pointing_game", "pixel_precision") if masks else ()
     for name in (*against_masks, "parts", "deletion_insertion", "average_drop", "road"):
         comparison.metrics[name] = {}
+    if photo_regions:
+        for name in ("box_accuracy", "pointing_game_boxes"):
+            comparison.metrics[name] = {}
+        comparison.metrics.pointing_game_photo = {"regions": photo_regions}
     # Maps by perturbation take a second and more an image here.
     config.evaluation.batch_size, config.evaluation.max_examples = 10, 100
     return config

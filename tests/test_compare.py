@@ -182,7 +182,12 @@ def test_a_folder_belongs_to_one_comparison(tmp_path):
         ({"comparison.methods": {"constant": {"model": "x"}}}, "constant.model = 'x' is none of colours"),
         ({"comparison.methods": {"constant": {"opt": {}}}}, "constant.opt is unknown"),
         ({"comparison.methods": {"a/b": {"method": "constant"}}}, "letters, digits"),
-        ({"comparison.metrics": {"box_accuracy": {}}}, "'box_accuracy' needs boxes or photo sizes"),
+        ({"comparison.metrics": {"box_accuracy": {}}}, "'box_accuracy' needs boxes, which data set 'synthetic'"),
+        ({"comparison.metrics": {"pointing_game_photo": {"regions": "mask"}}}, "needs photos at sizes of their own"),
+        (
+            {"comparison.metrics": {"pointing_game_photo": {}}},
+            r"boxes.*leave it out \(or take its option regions='mask'\)",
+        ),
         ({"comparison.methods": {"constant": {"options": {"v": 1}}}}, "no option 'v'"),
         ({"comparison.metrics": {"iuo": {}}}, "metrics.iuo is unknown; there are segmentation"),
         ({"comparison.metrics": {}}, "metrics is empty"),
@@ -211,6 +216,48 @@ def test_every_model_that_was_not_trained_is_named_with_its_command(tmp_path, mo
     for line, name, spec in zip(str(error.value).splitlines(), ("one", "other"), ("a.py", "b.py:c"), strict=True):
         assert line.startswith(f"config.comparison.models.{name}: no/{name} holds no checkpoints.")
         assert f"--config=configs/{spec} --workdir=no/{name} --config.data.data_dir=photos" in line
+
+
+def test_figure_shows_the_images_that_were_explained(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(compare, "save_grid", lambda path, cells, titles: drawn.update(cells))
+    config = settings(ground_truth={})
+    compare.compare(config, tmp_path)
+    images = np.concatenate([batch["image"] for batch in maps.evaluation(build_dataset(config), config)])
+    # The first and the last of ten, one class each; 127.5 and 64 are the mean and deviation of `config.data`.
+    for shown, place in zip(drawn["image"], (0, 9), strict=True):
+        np.testing.assert_allclose(shown, (images[place] * 64 + 127.5) / 255, atol=1e-5)
+
+
+def test_absent_classes_cost_a_search_nothing(tmp_path, monkeypatch):
+    calls = []
+
+    def search(predictor, images, class_ids, *, rng=None):
+        calls.append(class_ids.shape)
+        # A map that says which image and class it is of.
+        number = images.mean(axis=(1, 2, 3))[:, None] + 10 * class_ids
+        return jnp.ones((1, 1, SIZE, SIZE)) * number[:, :, None, None]
+
+    monkeypatch.setitem(METHODS, "search", search)
+    config = settings(search={})
+    config.comparison.classes_per_image = 2
+    numbers = compare.compare(config, tmp_path / "all")["methods"]["search"]["metrics"]
+    assert set(calls) == {(4, 2)}
+    calls.clear()
+    monkeypatch.setattr(maps, "PER_MAP", ("search",))
+    assert compare.compare(config, tmp_path / "present")["methods"]["search"]["metrics"] == numbers
+    # Pairs of image and class, four at a time.
+    shown = [int(batch["label"].sum()) for batch in maps.evaluation(build_dataset(config), config)]
+    assert calls == [(4, 1)] * sum(-(-count // 4) for count in shown) and sum(shown) < 20
+    for number in range(len(shown)):
+        found = [np.load(tmp_path / folder / "maps" / "search" / f"{number:05d}.npz") for folder in ("all", "present")]
+        left = found[1]["saliency"] != 0
+        np.testing.assert_allclose(found[1]["saliency"][left], found[0]["saliency"][left], rtol=1e-6)
+        assert left.any(axis=(2, 3)).sum() == shown[number]
+    # A metric that looks at absent classes asks for their maps, and not for these.
+    config.comparison.metrics.class_specific = {}
+    with pytest.raises(UserError, match="methods.search: .* now"):
+        compare.compare(config, tmp_path / "present")
 
 
 def test_present_classes_come_first():
