@@ -56,6 +56,8 @@ def base_config() -> ml_collections.ConfigDict:
     data.balance = 0.0
     # The term "classification" weighs the positives of rare classes more (sigmoid link): balance.positive_weights.
     data.positive_weights = False
+    # Deals the labels of the train split out anew among its images: the network of the sanity check of random labels.
+    data.shuffle_labels = False
     # Threads that read and decode, and elements they hold ready, per host.
     data.num_threads = 2
     data.prefetch = 64
