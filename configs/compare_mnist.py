@@ -9,7 +9,9 @@ Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.pn
 Data:     as in configs/mnist.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
 """
 
-from selfexplain_jax.config import base_config
+import pathlib
+
+from selfexplain_jax.config import load_config
 from selfexplain_jax.recipes import comparison_recipe
 from selfexplain_jax.types import UserError
 
@@ -17,9 +19,8 @@ VARIANTS = ("comparison",)
 
 
 def get_config(variant="comparison"):
-    """The comparison."""
+    """The comparison, on the data of configs/mnist.py:canvas."""
     if variant not in VARIANTS:
         raise UserError(f"configs/compare_mnist.py has no variant {variant!r}. Choose one of {VARIANTS}.")
-    config = base_config()
-    config.data.name, config.data.options = "mnist", {"canvas": True}
-    return comparison_recipe(config, "runs/mnist_canvas", "runs/mnist_canvas_classifier")
+    config = load_config(f"{pathlib.Path(__file__).with_name('mnist.py')}:canvas")
+    return comparison_recipe(config, "configs/mnist.py:canvas", "configs/mnist.py:canvas_classifier")

@@ -1,4 +1,4 @@
-"""Every method side by side on the synthetic set: the Self-Explainer's masks against post-hoc maps of a classifier.
+"""Every method side by side on the synthetic set: learned masks against post-hoc maps of a classifier.
 
 Hardware: two CPU cores.
 Needs:    bash launch/local.sh                                                   (the Self-Explainer, runs/synthetic)
@@ -6,14 +6,17 @@ Needs:    bash launch/local.sh                                                  
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_synthetic.py \\
             --workdir=runs/compare_synthetic
 Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png. Measured numbers: docs/results.md.
-Variants: single (one object), multi (one to three; needs the runs of configs/synthetic.py:multi and :multi_classifier).
+Variants: single (one object), explainer (the same with a column for the masks of an Explainer of that classifier),
+          multi (one to three objects), confounded (trained on backgrounds that go with the label, and compared on such
+          as do not). They need the runs of configs/synthetic.py of that name, and its _classifier; what is missing is
+          named with the command that trains it.
 """
 
 from selfexplain_jax.config import base_config
 from selfexplain_jax.recipes import comparison_recipe
 from selfexplain_jax.types import UserError
 
-VARIANTS = ("single", "multi")
+VARIANTS = ("single", "explainer", "multi", "confounded")
 
 
 def get_config(variant="single"):
@@ -25,5 +28,14 @@ def get_config(variant="single"):
     if variant == "multi":
         config.data.options = {"min_objects": 1, "max_objects": 3}
         config.comparison.classes_per_image = 3
-    suffix = "" if variant == "single" else "_multi"
-    return comparison_recipe(config, f"runs/synthetic{suffix}", f"runs/synthetic{suffix}_classifier")
+    if variant == "confounded":
+        config.data.options = {"confounding": 0.9}
+    if variant in ("multi", "confounded"):
+        own, plain = f"configs/synthetic.py:{variant}", f"configs/synthetic.py:{variant}_classifier"
+    else:
+        own, plain = "configs/synthetic.py", "configs/synthetic.py:classifier"
+    comparison_recipe(config, own, plain, "configs/synthetic.py:explainer" if variant == "explainer" else "")
+    if variant == "confounded":
+        # The network of that run draws masks too, from labels that cannot tell object and background apart.
+        config.comparison.methods.learned_of_classifier = {"model": "classifier", "method": "learned"}
+    return config

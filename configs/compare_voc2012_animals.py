@@ -7,26 +7,25 @@ Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compar
             --workdir=runs/compare_voc2012_animals
 Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png.
 Data:     as in configs/voc2012_animals.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
+Variants: comparison, explainer (the same with a column for the masks of the Explainer of that classifier; needs the run
+          of configs/voc2012_animals.py:explainer too).
 """
 
-import importlib.util
 import pathlib
 
+from selfexplain_jax.config import load_config
 from selfexplain_jax.recipes import comparison_recipe
 from selfexplain_jax.types import UserError
 
-VARIANTS = ("comparison",)
+VARIANTS = ("comparison", "explainer")
 
 
 def get_config(variant="comparison"):
     """The comparison, on the data of configs/voc2012_animals.py."""
     if variant not in VARIANTS:
         raise UserError(f"configs/compare_voc2012_animals.py has no variant {variant!r}. Choose one of {VARIANTS}.")
-    spec = importlib.util.spec_from_file_location(
-        "voc2012_animals", pathlib.Path(__file__).with_name("voc2012_animals.py")
-    )
-    experiment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(experiment)
-    config = experiment.get_config()
+    config = load_config(str(pathlib.Path(__file__).with_name("voc2012_animals.py")))
     config.comparison.classes_per_image = 3
-    return comparison_recipe(config, "runs/voc2012_animals", "runs/voc2012_animals_classifier")
+    experiment = "configs/voc2012_animals.py"
+    explainer = f"{experiment}:explainer" if variant == "explainer" else ""
+    return comparison_recipe(config, experiment, f"{experiment}:classifier", explainer, photo_regions="boxes")

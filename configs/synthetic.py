@@ -9,6 +9,7 @@ The Explainer (Stalder et al. 2022) takes two commands; `real_time_saliency` (Da
 `explainer` is the same network with another loss:
   python -m selfexplain_jax.main --config=configs/synthetic.py:classifier --workdir=runs/synthetic_classifier
   python -m selfexplain_jax.main --config=configs/synthetic.py:explainer --workdir=runs/synthetic_explainer
+`random_label_classifier` is the classifier on shuffled labels, for the sanity check of metrics/sanity.py.
 """
 
 from selfexplain_jax.config import base_config
@@ -24,6 +25,7 @@ VARIANTS = (
     "confounded_classifier",
     "classifier",
     "multi_classifier",
+    "random_label_classifier",
     "explainer",
     "real_time_saliency",
 )
@@ -77,7 +79,9 @@ def get_config(variant="object"):
     if variant.endswith("classifier"):
         # The scores of the image alone. confounded_classifier keeps its masks, to be measured; the others have none.
         scores_recipe(config)
-    if variant in ("classifier", "multi_classifier"):
+    if variant == "random_label_classifier":
+        config.data.shuffle_labels = True
+    if variant in ("classifier", "multi_classifier", "random_label_classifier"):
         config.method = "classifier"
     if variant in ("explainer", "real_time_saliency"):
         config.explainer.classifier = "runs/synthetic_classifier"

@@ -22,16 +22,14 @@ from absl import logging
 
 from selfexplain_jax import evaluate, maps
 from selfexplain_jax.attribution import METHODS, build_method
-from selfexplain_jax.config import load_config
 from selfexplain_jax.data import build_dataset
+from selfexplain_jax.data.augment import fitting
 from selfexplain_jax.metrics import add, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
-from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure
+from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure, needs_of
+from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
+from selfexplain_jax.open_models import asked_models, model_settings, open_model
 from selfexplain_jax.pictures import overlay, save_grid
-from selfexplain_jax.training import loop
-from selfexplain_jax.training.checkpoint import fingerprint, saved_config
-from selfexplain_jax.training.state import make_predictor
-from selfexplain_jax.training.steps import denormalise
 from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
 
@@ -47,11 +45,11 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     """Runs the comparison that `config.comparison` describes; writes WORKDIR/comparison.json and says what it found.
 
     Returns:
-      {"methods": {label: {"model": name, "metrics": {name: value}, "counts": {name: count}, "seconds_per_image": s,
-      "failures": [{"image": position, "message": text}], "not_finite": [name]}}, "images": how many are in every
-      average, "left_out": positions in the split of those that are not, "controls": labels of what is no method,
-      "asks_the_model": numbers that depend on the model behind the method}. A method that failed on every image has no
-      metrics.
+      {"methods": {label: {"model": name, "asks": name of the first model with the same scores, "metrics": {name:
+      value}, "counts": {name: count}, "seconds_per_image": s, "failures": [{"image": position, "message": text}],
+      "not_finite": [name]}}, "images": how many are in every average, "left_out": positions in the split of those that
+      are not, "controls": labels of what is no method, "asks_the_model": numbers that depend on the classifier behind
+      the method}. A method that failed on every image has no metrics.
 
     Raises:
       UserError: an unknown model, method, metric or option; models of other classes or image sizes than the data set;
@@ -61,9 +59,8 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     columns = build_columns(config, dataset.info)
     metrics = choose_metrics(config, dataset.info)
     maps.claim_folder(folder, columns, config)
-    for column in columns:
-        maps.make_maps(column, dataset, config, folder)
-    failures = {column.label: maps.read_failures(folder, column, dataset, config) for column in columns}
+    notes = {column.label: maps.make_maps(column, dataset, config, folder) for column in columns}
+    failures = {label: maps.all_failures(of_method) for label, of_method in notes.items()}
     total = maps.evaluation(dataset, config).num_examples
     broken = {label for label, rows in failures.items() if len(rows) == total}
     compared = [column for column in columns if column.label not in broken]
@@ -73,13 +70,13 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     table, asking = {}, set()
     for column in columns:
         listed = [{"image": position, "message": text} for position, text in failures[column.label].items()]
-        row = {"model": column.model, "failures": listed}
+        row = {"model": column.model, "asks": column.asks, "failures": listed}
         if column.label not in broken:
             taken = take_metrics(column, metrics, dataset, config, folder, left_out)
             row["metrics"] = {number: value for found in taken.values() for number, value in found["metrics"].items()}
             row["counts"] = {number: count for found in taken.values() for number, count in found["counts"].items()}
             row["not_finite"] = [number for found in taken.values() for number in found["not_finite"]]
-            row["seconds_per_image"] = maps.seconds_per_image(folder, column, dataset, config)
+            row["seconds_per_image"] = maps.seconds_per_image(notes[column.label], config.evaluation.batch_size)
             asking |= {
                 n for name, found in taken.items() if "model" in MAP_METRICS[name].needs for n in found["metrics"]
             }
@@ -101,7 +98,8 @@ def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[
         raise UserError(
             "config.comparison needs models and methods; see configs/compare_synthetic.py for one that has."
         )
-    models = {name: open_model(name, folder, config, info) for name, folder in settings.models.items()}
+    experiments = model_settings(config)
+    models = {name: open_model(name, found, config, info) for name, found in experiments.items()}
     return make_columns(config, models, info)
 
 
@@ -119,8 +117,8 @@ def make_columns(
       UserError: an unknown model, method or option, a label that cannot name a file, or annotated masks of a data set
         that has none.
     """
-    columns = []
-    for label, options in _options(config.comparison.methods).items():
+    settings, columns, asked = config.comparison, [], asked_models(models)
+    for label, options in _options(settings.methods).items():
         unknown = sorted(set(options) - {"model", "method", "scaling", "options"})
         if unknown:
             raise UserError(
@@ -142,40 +140,11 @@ def make_columns(
         scaling = options.get("scaling", "as_is" if name in OWN_MASKS else "min_max")
         predictor, origin = models[model]
         identity = {"method": name, "model": origin, "options": dict(options.get("options", {})), "scaling": scaling}
-        columns.append(maps.Column(label, model, predictor, method, scaling, identity))
+        present_only = name in maps.PER_MAP and settings.classes_per_image > 1
+        if present_only and {"class_specific", "class_map"} & set(settings.metrics):
+            present_only, identity["absent_classes"] = False, True
+        columns.append(maps.Column(label, model, asked[model], predictor, method, scaling, identity, present_only))
     return columns
-
-
-def open_model(name: str, source: str, config: ml_collections.ConfigDict, info: DatasetInfo) -> tuple[Predictor, list]:
-    """Returns the predictor of a trained run, or of a config's pretrained weights, and what tells it from another one.
-
-    The latter is [source, steps trained, fingerprint of the parameters].
-
-    Args:
-      name: of the model in the comparison, for messages.
-      source: the folder of a run, whose checkpoint knows its config; or a config file, PATH.py or PATH.py:VARIANT.
-      config: the comparison's.
-      info: the data set's.
-
-    Raises:
-      UserError: no such run or file, a config without pretrained weights, or a model of other classes, another size or
-        another normalisation.
-    """
-    pretrained = pathlib.Path(source.partition(":")[0]).suffix == ".py"
-    try:
-        settings = load_config(_found(source)) if pretrained else saved_config(source)
-    except UserError as error:
-        raise UserError(f"config.comparison.models.{name}: {error} Train it first, or name its folder.") from error
-    settings.data.data_dir = config.data.data_dir
-    if pretrained and not settings.model.pretrained:
-        raise UserError(f"config.comparison.models.{name}: {source} names no pretrained weights; name a trained run.")
-    result = loop.untrained(settings) if pretrained else loop.restore(settings, source)
-    predictor = make_predictor(settings, result.dataset.info, result.model, result.state, result.classifier)
-    evaluate.check_predictor(predictor, info, f"Model {name!r}")
-    if (*settings.data.mean, *settings.data.std) != (*config.data.mean, *config.data.std):
-        raise UserError(f"Model {name!r} was trained with another config.data.mean or std than the comparison's.")
-    weights = fingerprint((result.state.params, result.state.ema_params, result.state.batch_stats))
-    return predictor, [source, result.step, weights]
 
 
 # ---- Metrics ---------------------------------------------------------------------------------------------------------
@@ -185,7 +154,7 @@ def choose_metrics(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict
     """Returns {metric: options} of `config.comparison.metrics`.
 
     Raises:
-      UserError: no metric, an unknown one, or one that needs what the data set does not have.
+      UserError: no metric, an unknown one, or one that needs what the data set does not have (`check_needs`).
     """
     metrics = _options(config.comparison.metrics)
     if not metrics:
@@ -193,13 +162,7 @@ def choose_metrics(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict
     for name in metrics:
         if name not in MAP_METRICS:
             raise UserError(f"config.comparison.metrics.{name} is unknown; there are {', '.join(MAP_METRICS)}.")
-        if "mask" in MAP_METRICS[name].needs and not info.has_masks:
-            raise UserError(f"Metric {name!r} needs masks, which data set {info.name!r} does not have: leave it out.")
-        if {"boxes", "photo_sizes"} & set(MAP_METRICS[name].needs):
-            raise UserError(
-                f"Metric {name!r} needs boxes or photo sizes, which a comparison does not hand over: leave it out "
-                "or call metrics.map_metrics.measure yourself."
-            )
+        check_needs(name, needs_of(name, metrics[name]), info, config)
     return metrics
 
 
@@ -234,23 +197,26 @@ def take_metrics(
 def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, dict]:
     """Takes metrics of one method; {metric: {"metrics", "counts", "not_finite"}}."""
     total, dropped = {name: {} for name in metrics}, dict.fromkeys(metrics, 0)
+    needs = {name: needs_of(name, options) for name, options in metrics.items()}
+    source = dataset.source(config.data.eval_split)
     for number, batch in maps.progress(maps.evaluation(dataset, config), f"metrics {column.label}"):
         with np.load(maps.map_path(folder, column, number)) as stored:
             saliency, class_ids = stored["saliency"], stored["class_ids"]
-        seen = see(column, view.fill_padding(batch), class_ids, saliency, dataset, left_out)
+        truth = photo_truth(source, config, batch["index"], set().union(*needs.values()))
+        seen = see(column, view.fill_padding(batch), class_ids, saliency, dataset, left_out, truth)
         rng = jax.random.fold_in(jax.random.key(config.seed), number)
         for name, options in metrics.items():
             kept = seen
-            if "mask" in MAP_METRICS[name].needs:
-                # A crop can cut an object off: its map has no truth to be held against.
-                kept = dataclasses.replace(seen, counted=counted_with_truth(seen, "mask"))
-                dropped[name] += int(seen.counted.sum() - kept.counted.sum())
+            for annotated in {"mask", "boxes"} & set(needs[name]):
+                # A crop can cut an object off, or nobody drew a box of it: its map has no truth to be held against.
+                kept = dataclasses.replace(kept, counted=counted_with_truth(kept, annotated))
+            dropped[name] += int(seen.counted.sum() - kept.counted.sum())
             total[name] = add(total[name], measure(name, column.predictor, kept, rng=rng, **options))
     result = {}
     for name, sums in total.items():
         if dropped[name]:
             logging.warning(
-                "%s of %r: %d maps have no annotated pixel of their class.", name, column.label, dropped[name]
+                "%s of %r: %d maps have no annotated pixel or box of their class.", name, column.label, dropped[name]
             )
         numbers = finish(name, sums)
         bad = [number for number, value in numbers.items() if not _is_finite(value)]
@@ -275,6 +241,7 @@ def see(
     saliency: np.ndarray,
     dataset: Dataset,
     left_out: list[int],
+    truth: PhotoTruth,
 ) -> Explained:
     """Returns the checked batch that metrics take, without the images that some method could not explain."""
     out = np.isin(batch["index"], left_out)
@@ -286,6 +253,7 @@ def see(
         np.where(out[:, None, None, None], 0, saliency),
         scaling=column.scaling,
         has_masks=dataset.info.has_masks,
+        **truth._asdict(),
     )
 
 
@@ -294,36 +262,29 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
 
     Maps that are no masks are scaled to 0..1 one by one; a method that failed leaves its cell empty.
     """
-    batches = maps.evaluation(dataset, config)
-    wanted = min(config.comparison.figure_images, batches.num_examples)
+    evaluated = maps.evaluation(dataset, config)
+    wanted = min(config.comparison.figure_images, evaluated.num_examples)
     if not wanted:
         return
-    shown = set(batches.positions[np.linspace(0, batches.num_examples - 1, wanted).round().astype(int)].tolist())
+    # The images that are shown are read again, and no others.
+    source, own_sizes = dataset.source(config.data.eval_split), dataset.info.own_sizes
+    fit = fitting(config) if own_sizes else lambda example: example
     cells, titles = {name: [] for name in ["image", *(column.label for column in columns)]}, []
-    for number, batch in enumerate(batches):
-        rows = [row for row in np.flatnonzero(batch["valid"] > 0) if int(batch["index"][row]) in shown]
-        if not rows:
-            continue
-        drawn = {}
+    for place in np.linspace(0, evaluated.num_examples - 1, wanted).round().astype(int).tolist():
+        number, row = divmod(place, config.evaluation.batch_size)
+        example, drawn = fit(source[int(evaluated.positions[place])]), {}
         for column in columns:
             with np.load(maps.map_path(folder, column, number)) as stored:
-                drawn[column.label], class_ids = stored["saliency"], stored["class_ids"]
-        for row in rows:
-            image = np.asarray(denormalise(batch["image"][row : row + 1], config))[0]
-            for place in np.flatnonzero(batch["label"][row, class_ids[row]] > 0):
-                titles.append(dataset.info.class_names[class_ids[row, place]])
-                cells["image"].append(image)
-                for column in columns:
-                    saliency = drawn[column.label][row, place]
-                    mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
-                    cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else None)
+                drawn[column.label], class_ids = stored["saliency"][row], stored["class_ids"][row]
+        image = example["image"].astype(np.float32) / 255
+        for k in np.flatnonzero(example["label"][class_ids] > 0):
+            titles.append(dataset.info.class_names[class_ids[k]])
+            cells["image"].append(image)
+            for column in columns:
+                saliency = drawn[column.label][k]
+                mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
+                cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else None)
     save_grid(folder / "pictures" / "comparison.png", cells, titles)
-
-
-def _found(spec: str) -> str:
-    """A config that is not below the present folder is looked for in the repository."""
-    repository = pathlib.Path(__file__).resolve().parents[1]
-    return spec if pathlib.Path(spec.partition(":")[0]).is_file() else str(repository / spec)
 
 
 def _options(settings: ml_collections.ConfigDict) -> dict[str, dict]:

@@ -56,6 +56,8 @@ def base_config() -> ml_collections.ConfigDict:
     data.balance = 0.0
     # The term "classification" weighs the positives of rare classes more (sigmoid link): balance.positive_weights.
     data.positive_weights = False
+    # Deals the labels of the train split out anew among its images: the network of the sanity check of random labels.
+    data.shuffle_labels = False
     # Threads that read and decode, and elements they hold ready, per host.
     data.num_threads = 2
     data.prefetch = 64
@@ -171,6 +173,8 @@ def base_config() -> ml_collections.ConfigDict:
     config.comparison = comparison = ml_collections.ConfigDict()
     # {name: the --workdir of a trained run, or a config file with pretrained weights}
     comparison.models = config_dict.ConfigDict({})
+    # {name: the experiment that makes that run, which the message names where it is missing}
+    comparison.model_configs = config_dict.ConfigDict({})
     # {label: {"model": a name above, "method": a name in attribution.METHODS or "ground_truth", "options": {...},
     # "scaling": "as_is" or "min_max"}}; what is left out: the first model, the label, none, what suits the method.
     comparison.methods = config_dict.ConfigDict({})
@@ -182,9 +186,19 @@ def base_config() -> ml_collections.ConfigDict:
     comparison.figure_images = 6
 
     config.lock()
-    for free in (config.data.options, config.objective, comparison.models, comparison.methods, comparison.metrics):
+    for free in (config.data.options, config.objective):
         free.unlock()
+    for name in ("models", "model_configs", "methods", "metrics"):
+        comparison[name].unlock()
     return config
+
+
+def default_workdir(spec: str) -> str:
+    """runs/NAME for path/NAME.py, runs/NAME_VARIANT for path/NAME.py:VARIANT."""
+    path, _, variant = spec.partition(":")
+    # A variant may hold what a folder's name should not.
+    variant = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in variant)
+    return str(pathlib.Path("runs") / "_".join(filter(None, (pathlib.Path(path).stem, variant))))
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from selfexplain_jax import benchmark, compare, evaluate, explain, report
 from selfexplain_jax import compile as compile_check
-from selfexplain_jax.config import load_config
+from selfexplain_jax.config import default_workdir, load_config
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.state import make_predictor
@@ -184,14 +184,6 @@ def check_fields(argv: Sequence[str], config: ml_collections.ConfigDict) -> None
             f"There is no field --{name}. The nearest one is --config.{nearest[0]}. (Terms of the objective and "
             "options of the dataset can be overridden if the config file names them.)"
         )
-
-
-def default_workdir(spec: str) -> str:
-    """runs/NAME for path/NAME.py, runs/NAME_VARIANT for path/NAME.py:VARIANT."""
-    path, _, variant = spec.partition(":")
-    # A variant may hold what a folder's name should not.
-    variant = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in variant)
-    return str(pathlib.Path("runs") / "_".join(filter(None, (pathlib.Path(path).stem, variant))))
 
 
 def keep_compiled_programs() -> None:

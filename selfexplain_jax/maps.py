@@ -9,6 +9,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,34 +24,55 @@ from selfexplain_jax.metrics import parts, view
 from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Batch, Dataset, Predictor, UserError
 
+PER_MAP = ("extremal_perturbation",)
+"""Methods that take a time for every map. Others get the maps of all of an image's classes from the same passes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
     """One method of the comparison: its label in the tables, the predictor it explains, and the function that does.
 
+    model: name of the model in the comparison. asks: the first model with the same scores, which is another one for an
+    Explainer beside its classifier.
     method: (predictor, images, class_ids, *, rng) -> maps; None for the annotated masks. scaling: how its maps become
     masks, see `metrics.explained.SCALINGS`. identity: JSON of all that its maps depend on beside the images.
+    present_only: classes that an image does not show get a map of zeros, which no metric asked for looks at.
     """
 
     label: str
     model: str
+    asks: str
     predictor: Predictor
     method: Callable | None
     scaling: str
     identity: dict
+    present_only: bool = False
 
 
-def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+class Note(NamedTuple):
+    """What is known of a batch's maps beside themselves: {position in the split: why it could not be explained}, the
+    seconds that the batch took, and whether the method raised an error in it."""
+
+    failures: dict[int, str]
+    seconds: float
+    raised: bool
+
+
+def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Note]:
     """Explains every batch that has no whole file yet; writes maps, failures and the time to WORKDIR/maps/LABEL/.
 
     What a method raised may have been a lack of memory or a bug that is mended by now: those batches are tried again.
+
+    Returns:
+      A note of every batch, in order.
     """
     batches = evaluation(dataset, config)
-    if all(is_whole(map_path(folder, column, number)) for number in range(len(batches))):
-        return
+    notes = [read_note(map_path(folder, column, number)) for number in range(len(batches))]
+    if all(note and not note.raised for note in notes):
+        return notes
     for number, batch in progress(batches, f"maps {column.label}"):
-        path, batch = map_path(folder, column, number), view.fill_padding(batch)
-        if not is_whole(path):
+        if notes[number] is None or notes[number].raised:
+            batch = view.fill_padding(batch)
             class_ids = present_classes(batch["label"], config.comparison.classes_per_image)
             rng = jax.random.fold_in(jax.random.key(config.seed), number)
             start = time.perf_counter()
@@ -60,15 +82,18 @@ def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDic
             stored = {"saliency": saliency, "class_ids": class_ids, "seconds": seconds, "raised": raised}
             content = io.BytesIO()
             np.savez_compressed(content, failures=json.dumps(messages), **stored)
-            write_whole(path, content.getvalue())
+            write_whole(map_path(folder, column, number), content.getvalue())
+            notes[number] = Note(messages, seconds, raised)
+    return notes
 
 
-def is_whole(path: pathlib.Path) -> bool:
-    """Whether the maps of that file need not be made again."""
+def read_note(path: pathlib.Path) -> Note | None:
+    """Returns what the file of a batch says of its maps, which are not read; None where there is no file."""
     if not path.is_file():
-        return False
+        return None
     with np.load(path) as stored:
-        return not stored["raised"]
+        failures = {int(index): text for index, text in json.loads(str(stored["failures"])).items()}
+        return Note(failures, float(stored["seconds"]), bool(stored["raised"]))
 
 
 def explain_rows(
@@ -83,8 +108,11 @@ def explain_rows(
     if column.method is None:
         return np.asarray(ground_truth(batch["mask"], class_ids)), {}, False
     images = jnp.asarray(batch["image"])
+    shown = np.take_along_axis(batch["label"] * batch["valid"][:, None], class_ids, axis=1) > 0
 
     def run(rows: slice) -> np.ndarray:
+        if column.present_only:
+            return explain_present(column, images[rows], class_ids[rows], shown[rows], rng)
         return np.asarray(column.method(column.predictor, images[rows], class_ids[rows], rng=rng), np.float32)
 
     messages, raised = {}, False
@@ -105,32 +133,41 @@ def explain_rows(
     return saliency, messages, raised
 
 
+def explain_present(
+    column: Column, images: jax.Array, class_ids: np.ndarray, shown: np.ndarray, rng: jax.Array
+) -> np.ndarray:
+    """Explains the pairs of image and class that are `shown`, bool [B, k], in batches of B maps, so of one shape.
+
+    Returns:
+      Maps float32 [B, k, H, W], 0 where nothing is shown.
+    """
+    rows, places = np.nonzero(shown)
+    saliency = np.zeros((*class_ids.shape, *images.shape[1:3]), np.float32)
+    for start in range(0, len(rows), len(images)):
+        pairs = np.arange(start, start + len(images)) % len(
+            rows
+        )  # The last batch is filled up with pairs that are done.
+        row, place = rows[pairs], places[pairs]
+        maps = column.method(column.predictor, images[row], class_ids[row, place][:, None], rng=rng)  # [B, 1, H, W]
+        saliency[row, place] = np.asarray(maps, np.float32)[:, 0]
+    return saliency
+
+
 def present_classes(label: np.ndarray, count: int) -> np.ndarray:
     """Returns int32 [B, k]: present classes by index, then absent ones; k = count, or the most classes there are."""
     by_index = np.broadcast_to(-np.arange(label.shape[1], dtype=np.float32), label.shape)
     return np.asarray(parts.candidate_classes(label, by_index, min(count, label.shape[1])))
 
 
-def read_failures(
-    folder: pathlib.Path, column: Column, dataset: Dataset, config: ml_collections.ConfigDict
-) -> dict[int, str]:
+def all_failures(notes: Sequence[Note]) -> dict[int, str]:
     """Returns {position in the split: message} of the images that a method could not explain."""
-    failures = {}
-    for number in range(len(evaluation(dataset, config))):
-        with np.load(map_path(folder, column, number)) as stored:
-            failures |= {int(index): text for index, text in json.loads(str(stored["failures"])).items()}
-    return failures
+    return {position: text for note in notes for position, text in note.failures.items()}
 
 
-def seconds_per_image(
-    folder: pathlib.Path, column: Column, dataset: Dataset, config: ml_collections.ConfigDict
-) -> float | None:
+def seconds_per_image(notes: Sequence[Note], batch_size: int) -> float:
     """Returns the median over batches, the first (which compiles) left out where there are others, per image."""
-    seconds = []
-    for number in range(len(evaluation(dataset, config))):
-        with np.load(map_path(folder, column, number)) as stored:
-            seconds.append(float(stored["seconds"]))
-    return float(np.median(seconds[1:] or seconds)) / config.evaluation.batch_size
+    seconds = [note.seconds for note in notes]
+    return float(np.median(seconds[1:] or seconds)) / batch_size
 
 
 def evaluation(dataset: Dataset, config: ml_collections.ConfigDict) -> EvaluationBatches:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ml_collections
 
+from selfexplain_jax.config import default_workdir
+
 
 def self_explainer_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Sets the training recipe that docs/results.md arrived at, in place, and returns the config.
@@ -215,16 +217,31 @@ def scores_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     return config
 
 
-def comparison_recipe(config: ml_collections.ConfigDict, own: str, plain: str) -> ml_collections.ConfigDict:
-    """Sets a comparison of a Self-Explainer's masks with the maps of a plain classifier, in place; returns the config.
+def comparison_recipe(
+    config: ml_collections.ConfigDict,
+    own: str,
+    plain: str,
+    explainer: str = "",
+    *,
+    masks: bool = True,
+    photo_regions: str = "",
+) -> ml_collections.ConfigDict:
+    """Sets a comparison of learned masks with the maps of a plain classifier, in place; returns the config.
 
     Args:
       config: `config.data` says on what.
-      own, plain: folders of the runs of the Self-Explainer and of the classifier.
+      own, plain: the experiments that make the Self-Explainer and the classifier, "configs/NAME.py:VARIANT"; their runs
+        are where training puts them.
+      explainer: that of an Explainer of that classifier, whose masks get a column; "" is none.
+      masks: whether the data set has annotated masks.
+      photo_regions: where it has boxes too, what the pointing game at the photos' own sizes aims at: "boxes" or "mask".
     """
     size = config.data.image_size
     comparison = config.comparison
-    comparison.models = {"self_explainer": own, "classifier": plain}
+    comparison.model_configs = {"self_explainer": own, "classifier": plain}
+    if explainer:
+        comparison.model_configs.explainer = explainer
+    comparison.models = {name: default_workdir(spec) for name, spec in comparison.model_configs.items()}
     post_hoc = {
         "grad_cam": {},
         "grad_cam_plus_plus": {},
@@ -243,16 +260,24 @@ def comparison_recipe(config: ml_collections.ConfigDict, own: str, plain: str) -
             "max_blur": 20.0 * size / 224,
         },
     }
+    annotation = ("ground_truth",) if masks else ()
     comparison.methods = {"learned": {"model": "self_explainer"}}
+    if explainer:
+        comparison.methods["learned_of_explainer"] = {"model": "explainer", "method": "learned"}
     # The same network by another method, and with the true masks: what its insertion and drop are to be held against.
-    for name in ("grad_cam", "ground_truth"):
+    for name in ("grad_cam", *annotation):
         comparison.methods[f"{name}_of_self_explainer"] = {"model": "self_explainer", "method": name}
     for name, options in post_hoc.items():
         comparison.methods[name] = {"model": "classifier", "options": options}
-    for name in ("ground_truth", "centre", "edges", "constant"):
+    for name in (*annotation, "centre", "edges", "constant"):
         comparison.methods[name] = {"model": "classifier"}
-    for name in ("segmentation", "pointing_game", "pixel_precision", "deletion_insertion", "average_drop", "road"):
+    against_masks = ("segmentation", "pointing_game", "pixel_precision") if masks else ()
+    for name in (*against_masks, "parts", "deletion_insertion", "average_drop", "road"):
         comparison.metrics[name] = {}
+    if photo_regions:
+        for name in ("box_accuracy", "pointing_game_boxes"):
+            comparison.metrics[name] = {}
+        comparison.metrics.pointing_game_photo = {"regions": photo_regions}
     # Maps by perturbation take a second and more an image here.
     config.evaluation.batch_size, config.evaluation.max_examples = 10, 100
     return config

@@ -58,6 +58,7 @@ class DatasetInfo:
 
     own_sizes: the source hands out photos (and masks) at sizes of their own; `image_size` is what the pipeline makes of
       them. A random crop can so choose from the whole photo.
+    has_boxes: the source offers `boxes`, see `Source`.
     """
 
     name: str
@@ -67,6 +68,7 @@ class DatasetInfo:
     image_size: int
     has_masks: bool
     own_sizes: bool = False
+    has_boxes: bool = False
 
     def __post_init__(self):
         if len(self.class_names) != self.num_classes:
@@ -96,7 +98,9 @@ class Source(Protocol):
 
     A source may offer more, and who wants it asks with `hasattr`:
       labels() -> float32 [N, C]: every example's label without reading the photos; see `data/balance.py`.
-      boxes(index) -> Boxes: where the dataset has boxes. `Batch.index` is the index.
+      boxes(index) -> Boxes: where the dataset has boxes (`DatasetInfo.has_boxes`). `Batch.index` is the index.
+      photo_mask(index) -> uint8 [h, w]: the mask at the photo's own size, also where the photo is decoded smaller;
+        where the dataset has masks, and photos at sizes of their own.
     """
 
     def __len__(self) -> int: ...

@@ -25,6 +25,7 @@ ROOMS = [
     ("attribution",),
     ("metrics",),
     ("evaluate", "explain", "maps", "report"),
+    ("open_models",),
     ("compare",),
     ("compile", "benchmark"),
     ("main",),

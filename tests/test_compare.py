@@ -29,7 +29,7 @@ def settings(**methods):
     return config
 
 
-OPEN_MODEL = compare.open_model
+MODEL_SETTINGS = compare.model_settings
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,7 @@ def colours(monkeypatch):
     """A classifier that nobody trained, in the place of every model that a comparison opens."""
     names = build_dataset(settings()).info.class_names
     predictor = Predictor(lambda images: images.mean(axis=(1, 2)), jax.nn.sigmoid, names, SIZE)
+    monkeypatch.setattr(compare, "model_settings", lambda config: dict(config.comparison.models))
     monkeypatch.setattr(compare, "open_model", lambda *arguments: (predictor, ["no/folder", 7, 1]))
 
 
@@ -181,7 +182,12 @@ def test_a_folder_belongs_to_one_comparison(tmp_path):
         ({"comparison.methods": {"constant": {"model": "x"}}}, "constant.model = 'x' is none of colours"),
         ({"comparison.methods": {"constant": {"opt": {}}}}, "constant.opt is unknown"),
         ({"comparison.methods": {"a/b": {"method": "constant"}}}, "letters, digits"),
-        ({"comparison.metrics": {"box_accuracy": {}}}, "'box_accuracy' needs boxes or photo sizes"),
+        ({"comparison.metrics": {"box_accuracy": {}}}, "'box_accuracy' needs boxes, which data set 'synthetic'"),
+        ({"comparison.metrics": {"pointing_game_photo": {"regions": "mask"}}}, "needs photos at sizes of their own"),
+        (
+            {"comparison.metrics": {"pointing_game_photo": {}}},
+            r"boxes.*leave it out \(or take its option regions='mask'\)",
+        ),
         ({"comparison.methods": {"constant": {"options": {"v": 1}}}}, "no option 'v'"),
         ({"comparison.metrics": {"iuo": {}}}, "metrics.iuo is unknown; there are segmentation"),
         ({"comparison.metrics": {}}, "metrics is empty"),
@@ -197,10 +203,61 @@ def test_bad_comparisons_are_refused(tmp_path, change, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_was_not_trained_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "open_model", OPEN_MODEL)
+def test_every_model_that_was_not_trained_is_named_with_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "model_settings", MODEL_SETTINGS)
+    config = settings(constant={})
     with pytest.raises(UserError, match="models.colours: no/folder holds no checkpoints. Train it first"):
-        compare.compare(settings(constant={}), tmp_path)
+        compare.compare(config, tmp_path)
+    config.comparison.models = {"one": "no/one", "other": "no/other"}
+    config.comparison.model_configs = {"one": "configs/a.py", "other": "configs/b.py:c"}
+    config.data.data_dir = "photos"
+    with pytest.raises(UserError) as error:
+        compare.compare(config, tmp_path)
+    for line, name, spec in zip(str(error.value).splitlines(), ("one", "other"), ("a.py", "b.py:c"), strict=True):
+        assert line.startswith(f"config.comparison.models.{name}: no/{name} holds no checkpoints.")
+        assert f"--config=configs/{spec} --workdir=no/{name} --config.data.data_dir=photos" in line
+
+
+def test_figure_shows_the_images_that_were_explained(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(compare, "save_grid", lambda path, cells, titles: drawn.update(cells))
+    config = settings(ground_truth={})
+    compare.compare(config, tmp_path)
+    images = np.concatenate([batch["image"] for batch in maps.evaluation(build_dataset(config), config)])
+    # The first and the last of ten, one class each; 127.5 and 64 are the mean and deviation of `config.data`.
+    for shown, place in zip(drawn["image"], (0, 9), strict=True):
+        np.testing.assert_allclose(shown, (images[place] * 64 + 127.5) / 255, atol=1e-5)
+
+
+def test_absent_classes_cost_a_search_nothing(tmp_path, monkeypatch):
+    calls = []
+
+    def search(predictor, images, class_ids, *, rng=None):
+        calls.append(class_ids.shape)
+        # A map that says which image and class it is of.
+        number = images.mean(axis=(1, 2, 3))[:, None] + 10 * class_ids
+        return jnp.ones((1, 1, SIZE, SIZE)) * number[:, :, None, None]
+
+    monkeypatch.setitem(METHODS, "search", search)
+    config = settings(search={})
+    config.comparison.classes_per_image = 2
+    numbers = compare.compare(config, tmp_path / "all")["methods"]["search"]["metrics"]
+    assert set(calls) == {(4, 2)}
+    calls.clear()
+    monkeypatch.setattr(maps, "PER_MAP", ("search",))
+    assert compare.compare(config, tmp_path / "present")["methods"]["search"]["metrics"] == numbers
+    # Pairs of image and class, four at a time.
+    shown = [int(batch["label"].sum()) for batch in maps.evaluation(build_dataset(config), config)]
+    assert calls == [(4, 1)] * sum(-(-count // 4) for count in shown) and sum(shown) < 20
+    for number in range(len(shown)):
+        found = [np.load(tmp_path / folder / "maps" / "search" / f"{number:05d}.npz") for folder in ("all", "present")]
+        left = found[1]["saliency"] != 0
+        np.testing.assert_allclose(found[1]["saliency"][left], found[0]["saliency"][left], rtol=1e-6)
+        assert left.any(axis=(2, 3)).sum() == shown[number]
+    # A metric that looks at absent classes asks for their maps, and not for these.
+    config.comparison.metrics.class_specific = {}
+    with pytest.raises(UserError, match="methods.search: .* now"):
+        compare.compare(config, tmp_path / "present")
 
 
 def test_present_classes_come_first():
@@ -225,6 +282,14 @@ RESULTS = {
         "d": {"model": "n", "failures": [{"image": 4, "message": "no masks"}] * 3},
     },
 }
+
+
+def test_an_explainer_competes_with_the_methods_of_its_classifier():
+    explainer = row("explainer", 1.0, iou=0.5, deletion=0.05) | {"asks": "n"}
+    results = {**RESULTS, "methods": RESULTS["methods"] | {"explainer": explainer}}
+    lines = report.comparison_markdown(results, ["deletion"]).splitlines()
+    assert "| explainer | explainer | **0.05** | **1** | 0 |" in lines
+    assert "| e | n | 0.1 | 4 | 0 |" in lines and "| a | m | **0.5** | 2 | 0 |" in lines
 
 
 def test_tables_by_hand():

@@ -12,7 +12,7 @@ import pytest
 
 from selfexplain_jax import compare
 from selfexplain_jax.compile import abstract_batch, abstract_frozen, abstract_state
-from selfexplain_jax.config import base_config, load_config
+from selfexplain_jax.config import base_config, default_workdir, load_config
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS
 from selfexplain_jax.training import frozen, loop
@@ -136,11 +136,19 @@ def test_comparisons_name_methods_metrics_and_options_that_exist(spec):
     config = load(spec)
     info = build_dataset(config).info
     predictor = Predictor(lambda images: images.mean(axis=(1, 2)), lambda z: z, info.class_names, info.image_size)
-    columns = compare.make_columns(config, dict.fromkeys(config.comparison.models, (predictor, [])), info)
+    models = config.comparison.models
+    columns = compare.make_columns(config, dict.fromkeys(models, (predictor, [])), info)
     assert len(columns) == len(config.comparison.methods) > 1
     for name, options in compare.choose_metrics(config, info).items():
         known = inspect.signature(MAP_METRICS[name].measure).parameters
         assert set(options) <= set(known)
+    # Each model is there with its weights, or the message says which experiment makes it and where training puts it.
+    for name, source in models.items():
+        made_by = config.comparison.model_configs.get(name, source)
+        experiment = load(made_by)
+        assert source in (made_by, default_workdir(made_by))
+        for field in ("name", "image_size", "mean", "std", "options"):
+            assert experiment.data[field] == config.data[field], (name, field)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

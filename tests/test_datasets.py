@@ -85,6 +85,15 @@ def test_same_index_same_example_from_any_thread(fake):
         np.testing.assert_array_equal(example["image"], source[position % len(source)]["image"])
 
 
+def test_what_the_info_promises_is_there(fake):
+    dataset, both = sources(fake)
+    for source in both:
+        assert hasattr(source, "boxes") == dataset.info.has_boxes
+        # Small photos are decoded whole: the masks are the same.
+        for index in range(len(source) if dataset.info.has_masks and dataset.info.own_sizes else 0):
+            np.testing.assert_array_equal(source.photo_mask(index), source[index]["mask"])
+
+
 def test_boxes_lie_inside_and_are_of_the_label(fake):
     for source in sources(fake)[1]:
         for index in range(len(source) if hasattr(source, "boxes") else 0):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfexplain_jax import attribution, evaluate, explain
+from selfexplain_jax import attribution, compare, evaluate, explain, maps
 from selfexplain_jax import compile as compile_check
 from selfexplain_jax.config import base_config, load_config
 from selfexplain_jax.models import build_model, masking
@@ -226,6 +226,35 @@ def test_predictor_has_the_classifiers_scores_and_the_networks_masks(uninterrupt
     assert index["photos"][0]["explained"][0]["class_id"] == 3
     with pytest.raises(UserError, match="needs its classifier"):
         make_predictor(config, info, result.model, result.state)
+
+
+def test_comparison_asks_the_frozen_classifier_about_the_explainers_masks(uninterrupted, classifier_run, tmp_path):
+    config = base_config()
+    config.data.update({"image_size": SIZE, "options": {"train_size": 16, "test_size": 8}, "num_threads": 0})
+    config.evaluation.update({"batch_size": 4, "max_examples": 4})
+    comparison = config.comparison
+    comparison.models = {"explainer": str(uninterrupted[1]), "classifier": str(classifier_run)}
+    half = {"model": "explainer", "method": "constant", "options": {"value": 0.5}}
+    comparison.methods = {"half": half, "half_of_classifier": half | {"model": "classifier"}}
+    comparison.methods.learned = {"model": "explainer"}
+    comparison.metrics, comparison.figure_images = {"segmentation": {}, "average_drop": {}}, 0
+    rows = compare.compare(config, tmp_path)["methods"]
+    assert [row["failures"] for row in rows.values()] == [[], [], []]
+    # Half of the image answered by the Explainer's classifier, and by that classifier itself.
+    assert rows["half"]["metrics"] == rows["half_of_classifier"]["metrics"]
+    assert {row["asks"] for row in rows.values()} == {"classifier"}
+    assert rows["learned"]["metrics"]["average_drop"] != rows["half"]["metrics"]["average_drop"]
+    # The masks are those of the network that was trained, and no other.
+    settings = tiny("explainer", classifier_run)
+    result = loop.restore(settings, str(uninterrupted[1]))
+    predictor = make_predictor(settings, result.dataset.info, result.model, result.state, result.classifier)
+    batch = next(iter(maps.evaluation(result.dataset, config)))
+    with np.load(tmp_path / "maps" / "learned" / "00000.npz") as stored:
+        np.testing.assert_array_equal(stored["saliency"], predictor.masks(batch["image"], stored["class_ids"]))
+    # A run whose classifier has been moved is told where it lies now.
+    config.explainer.classifier = "moved/away"
+    with pytest.raises(UserError, match="models.explainer: config.explainer.classifier = 'moved/away'"):
+        compare.compare(config, tmp_path)
 
 
 def test_compile_check_takes_the_classifiers_shapes_and_no_weights(classifier_run, monkeypatch):

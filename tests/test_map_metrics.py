@@ -100,6 +100,19 @@ def test_ground_truth_as_a_map_is_perfect(name):
             np.testing.assert_allclose(value, float(number not in zero), rtol=1e-5, err_msg=number)
 
 
+def test_pointing_in_photos_aims_at_the_photos_own_masks():
+    maps = np.zeros((3, 2, SIZE, SIZE), np.float32)
+    maps[..., 3, 4] = 1
+    photo_masks = [np.zeros((24, 36), np.uint8), MASK[1], np.zeros((1, 1), np.uint8)]
+    # The maximum lies near row 7, column 13: 15 px and more from the cat of the photo's mask, and on the square's cat.
+    photo_masks[0][22:, 15:] = 1
+    for masks, hits in ((None, 2), (photo_masks, 1)):
+        sums = measure("pointing_game_photo", PREDICTOR, seen(maps, photo_masks=masks), regions="mask")
+        assert sums["pointing_game_photo"][0][0] == hits and sums["pointing_game_photo"][1][0] == 2
+    with pytest.raises(UserError, match="one mask for each of photo_sizes"):
+        seen(maps, photo_masks=photo_masks[::-1])
+
+
 def test_pointing_is_averaged_over_classes_and_counts_present_ones():
     maps = np.zeros((3, 2, SIZE, SIZE), np.float32)
     maps[0, 0, 3, 4] = maps[1, 0, 11, 11] = maps[1, 1, 8, 2] = 1

@@ -74,6 +74,11 @@ def test_pixel_auc_and_average_precision_are_scikit_learns():
     assert localisation.pixel_average_precision(counts) == pytest.approx(golden["pixel_average_precision"], rel=1e-7)
 
 
+def test_oriented_gradients_are_scikit_images():
+    value, _ = jax.jit(sanity.hog_correlation)(SALIENCY, np.roll(SALIENCY, 1, axis=0))
+    np.testing.assert_allclose(value, GOLDENS["masks"]["hog"], rtol=1e-4, atol=1e-5)
+
+
 def test_structural_similarity_is_scikit_images():
     value, _ = jax.jit(sanity.structural_similarity)(SALIENCY, np.roll(SALIENCY, 1, axis=0))
     np.testing.assert_allclose(value, GOLDENS["masks"]["ssim"], rtol=1e-5, atol=1e-7)

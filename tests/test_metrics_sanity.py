@@ -71,6 +71,25 @@ def test_structural_similarity_of_equal_inverse_and_scaled_maps():
         sanity.structural_similarity(maps[:, :10], maps[:, :10])
 
 
+def test_oriented_gradients_of_stripes_are_worked_out_by_hand():
+    # Columns 0 1 2 3 ...: every inner difference is 2 across and 0 down, so all votes go to the first direction.
+    ramp = jnp.broadcast_to(jnp.arange(12.0), (1, 12, 12))
+    features = sanity.oriented_gradients(ramp).reshape(9, 9)  # one block of 3 x 3 cells of 4 pixels
+    # Of four columns the outer cells have three with a vote, of 2: means 1.5, 2, 1.5 in each of the three rows, which
+    # are above the limit of .2 after division, and so all alike.
+    np.testing.assert_allclose(features[:, 0], 1 / 3, rtol=1e-5)
+    assert (features[:, 1:] == 0).all()
+    upright = ramp.swapaxes(1, 2)
+    value, defined = sanity.hog_correlation(
+        jnp.concatenate([ramp, ramp, ramp]), jnp.concatenate([ramp, -ramp, upright])
+    )
+    # Two sets of 9 of 81 entries that share none: -(9/81)^2 / ((9/81) (72/81)) = -1/8.
+    np.testing.assert_allclose(value, [1, 1, -1 / 8], rtol=1e-4)
+    assert defined.all() and not sanity.hog_correlation(ramp, jnp.zeros_like(ramp))[1][0]
+    with pytest.raises(UserError, match="at least 12 pixels"):
+        sanity.oriented_gradients(ramp[:, :11])
+
+
 def test_structural_similarity_of_flat_maps_is_worked_out_by_hand():
     # A flat map is 0 after scaling; a step is 0 and 1. One window of 11 x 11 fits.
     step = np.broadcast_to(np.arange(11) >= 6, (1, 11, 11)).astype(np.float32)

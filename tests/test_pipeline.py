@@ -63,6 +63,21 @@ def assert_same(batches, others):
             np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
 
 
+def test_shuffled_labels_are_another_ones_all_used_once_and_the_same_in_every_epoch():
+    labels = np.eye(CLASSES)[np.arange(10) % CLASSES]
+    seen = {}
+    for batch in take(train_iterator(Fake(), fake_config(5, shuffle_labels=True)), 4):
+        for index, label in zip(batch["index"].tolist(), batch["label"], strict=True):
+            np.testing.assert_array_equal(seen.setdefault(index, label), label)
+    shuffled = np.stack([seen[index] for index in range(10)])
+    assert sorted(shuffled.tolist()) == sorted(labels.tolist()) and (shuffled != labels).any()
+    # The evaluation keeps the true ones; draws by class go by the labels that are borne.
+    [batch] = evaluation_batches(Fake(), "test", fake_config(shuffle_labels=True), batch_size=10)
+    np.testing.assert_array_equal(batch["label"], labels)
+    for batch in take(train_iterator(Fake(), fake_config(5, shuffle_labels=True, balance=1.0)), 2):
+        np.testing.assert_array_equal(batch["label"], shuffled[batch["index"]])
+
+
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 

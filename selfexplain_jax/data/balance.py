@@ -9,7 +9,7 @@ from selfexplain_jax.types import Source, UserError
 
 def labels_of(source: Source) -> np.ndarray:
     """Returns every label of a source, float32 [N, C]; at once where it offers `labels()`, else by reading it all."""
-    if hasattr(source, "labels"):
+    if callable(getattr(source, "labels", None)):
         return np.asarray(source.labels(), np.float32)
     return np.stack([source[index]["label"] for index in range(len(source))]).astype(np.float32)
 

@@ -62,10 +62,15 @@ def decode_photo(data: bytes, image_size: int = 0, *, turn: bool = True) -> tupl
     return np.asarray(_load(opened, turn)), (height, width)
 
 
-def photo_size(data: bytes) -> tuple[int, int]:
-    """Returns (height, width) of a photo as stored, from its header alone. Raises UserError where that is broken."""
-    width, height = _open(data).size
-    return height, width
+def photo_size(data: bytes, *, turn: bool = False) -> tuple[int, int]:
+    """Returns (height, width) of a photo from its header alone: as stored, or (`turn`) as its EXIF data turns it.
+
+    Raises:
+      UserError: the header is broken.
+    """
+    opened = _open(data)
+    width, height = opened.size
+    return (width, height) if turn and _orientation(opened) > 4 else (height, width)
 
 
 def decode_mask(data: bytes) -> np.ndarray:

@@ -62,6 +62,14 @@ class FolderSource:
             example["mask"] = mask
         return example
 
+    def photo_mask(self, index: int) -> np.ndarray:
+        """The mask of example `index` at its photo's own size, uint8 [h, w]; the photo is not decoded.
+
+        Raises:
+          UserError: photo or mask is broken; the message names the file.
+        """
+        return self.dataset.photo_mask(self.entries[index])
+
 
 class Folder:
     """Your own photos; satisfies `types.Dataset`. Splits: train, validation, test. Nothing is prepared or copied.
@@ -224,6 +232,14 @@ class Folder:
         if named is None:
             return image, np.full(image.shape[:2], VOID, np.uint8)
         return image, _decoded(named, lambda data: self._mask(data, entry, size, image.shape[:2]))
+
+    def photo_mask(self, entry: Entry) -> np.ndarray:
+        """Reads an entry's mask at its photo's own size, uint8 [h, w], void where there is none. Raises as `read`."""
+        size = _decoded(self.folder / entry.path, lambda data: decode.photo_size(data, turn=True))
+        named = self._mask_file(entry)
+        if named is None:
+            return np.full(size, VOID, np.uint8)
+        return _decoded(named, lambda data: self._mask(data, entry, size, size))
 
     def _mask(self, data: bytes, entry: Entry, photo_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
         if self._mask_values == "object":

@@ -100,6 +100,21 @@ class PhotoSource:
         size = (int(record["height"]), int(record["width"]))
         return Boxes(record["boxes"].reshape(-1, 4)[keep], class_ids[keep], record["box_ignored"][keep], size)
 
+    def photo_mask(self, index: int) -> np.ndarray:
+        """The mask of example `index` at its photo's own size, uint8 [h, w]; the photo is not decoded.
+
+        Raises:
+          UserError: the record is damaged.
+        """
+        record = self._record(index)
+        if not record["mask"]:
+            return np.full((int(record["height"]), int(record["width"])), VOID, np.uint8)
+        try:
+            return self.subset.mask(decode.decode_mask(record["mask"]))
+        except UserError as error:
+            name = record["id"].decode()
+            raise UserError(f"Dataset {self.info.name!r}, photo {name!r}: {error}. Prepare it again.") from error
+
 
 class PhotoSet:
     """A prepared set of photos; satisfies `types.Dataset`.
@@ -143,6 +158,7 @@ class PhotoSet:
             image_size=int(image_size),
             has_masks=has_masks,
             own_sizes=True,
+            has_boxes=True,
         )
 
     @functools.cached_property

@@ -27,7 +27,8 @@ def train_iterator(
     may hold the end of one and the start of the next and nothing is dropped. With `config.data.balance` above 0 every
     example is drawn anew, with replacement, by its weight (`balance.sampling_weights`), and there are no epochs. Step t
     of all hosts together takes the examples t * batch_size ... (t + 1) * batch_size - 1 of the stream; host h of n
-    takes every n-th of them.
+    takes every n-th of them. With `config.data.shuffle_labels` each example bears the label of another one, the same in
+    every epoch, and all labels are used once; masks stay with their images.
 
     Args:
       dataset: what to train on.
@@ -49,7 +50,7 @@ def train_iterator(
             f"config.train.batch_size={batch_size} does not divide over {hosts} hosts. "
             f"Choose a positive multiple of {hosts}."
         )
-    source = _CheckedSource(dataset, config, config.data.train_split)
+    source = _CheckedSource(dataset, config, config.data.train_split, shuffle_labels=config.data.shuffle_labels)
     stream = _ordered(source, config)
     # Before the hosts' slice, so that the random numbers depend on the position in the stream alone.
     steps = augment.augmentations(config, dataset.info)
@@ -171,7 +172,9 @@ def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
 class _CheckedSource:
     """A split as Grain reads it: items with `position` added and `id` dropped, each held against the contract."""
 
-    def __init__(self, dataset: Dataset, config: ml_collections.ConfigDict, split: str):
+    def __init__(
+        self, dataset: Dataset, config: ml_collections.ConfigDict, split: str, *, shuffle_labels: bool = False
+    ):
         self.info = dataset.info
         if config.data.image_size != self.info.image_size:
             raise UserError(
@@ -182,6 +185,11 @@ class _CheckedSource:
         self._source = dataset.source(split)
         if len(self._source) == 0:
             raise UserError(f"Split {split!r} of dataset {self.info.name!r} is empty: there is nothing to read.")
+        # Whose label each example bears; None: its own.
+        self._label_from = None
+        if shuffle_labels:
+            lot = np.random.default_rng(_derived_seed(config.seed, "shuffle_labels"))
+            self._label_from = lot.permutation(len(self._source))
 
     def __len__(self) -> int:
         return len(self._source)
@@ -190,12 +198,14 @@ class _CheckedSource:
         position = int(position)
         example = self._source[position]
         self._check(example)
-        item = {"image": example["image"], "label": example["label"], "valid": 1.0, "index": position}
+        bearer = example if self._label_from is None else self._source[int(self._label_from[position])]
+        item = {"image": example["image"], "label": bearer["label"], "valid": 1.0, "index": position}
         return {**item, "mask": example["mask"]} if self.info.has_masks else item
 
     def labels(self) -> np.ndarray:
         """Returns the label of every example, float32 [N, C]."""
-        return balance.labels_of(self._source)
+        labels = balance.labels_of(self._source)
+        return labels if self._label_from is None else labels[self._label_from]
 
     def padding(self) -> dict[str, np.ndarray]:
         """Returns an item that stands for no example."""

@@ -50,6 +50,7 @@ class Explained:
     mask:      uint8 [B, H, W], class index + 1, 0 background, 255 void; None where the data set has no masks.
     boxes:     the images' boxes; None where the data set has none.
     photo_sizes: int [B, 2], height and width of the photos that were squeezed to the images; None where not known.
+    photo_masks: B arrays uint8 of those sizes, as `mask`; None where not known.
     """
 
     images: np.ndarray
@@ -63,6 +64,7 @@ class Explained:
     mask: np.ndarray | None = None
     boxes: PixelBoxes | None = None
     photo_sizes: np.ndarray | None = None
+    photo_masks: Sequence[np.ndarray] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -80,6 +82,7 @@ def explained(
     has_masks: bool = True,
     boxes: PixelBoxes | None = None,
     photo_sizes: np.ndarray | None = None,
+    photo_masks: Sequence[np.ndarray] | None = None,
 ) -> Explained:
     """Returns the checked batch that metrics of saliency maps take.
 
@@ -93,6 +96,7 @@ def explained(
       has_masks: whether the batch's masks are ground truth.
       boxes: from `pad_boxes`, where the data set has boxes.
       photo_sizes: int [B, 2], height and width of the photos, where the images are whole photos squeezed to the square.
+      photo_masks: B masks of those sizes, where they are known better than as the batch's.
 
     Raises:
       UserError: shapes that do not fit, class ids out of range, a map that is not finite (named by its image), a map
@@ -130,6 +134,8 @@ def explained(
         raise UserError(
             f"photo_sizes has shape {np.shape(photo_sizes)}, expected {(len(images), 2)}: height and width."
         )
+    if photo_masks is not None and [list(mask.shape) for mask in photo_masks] != np.asarray(photo_sizes).tolist():
+        raise UserError("photo_masks must be one mask for each of photo_sizes, of that height and width.")
     return Explained(
         images=images,
         class_ids=class_ids.astype(np.int32),
@@ -142,6 +148,7 @@ def explained(
         mask=np.asarray(batch["mask"]) if has_masks else None,
         boxes=boxes,
         photo_sizes=None if photo_sizes is None else np.asarray(photo_sizes),
+        photo_masks=photo_masks,
     )
 
 

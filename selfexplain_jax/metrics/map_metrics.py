@@ -87,6 +87,16 @@ def measure(name: str, predictor: Predictor, seen: Explained, *, rng: jax.Array 
     return metric.measure(predictor, seen, rng=rng, **options)
 
 
+def needs_of(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what the metric of that name cannot do without, with what its options add.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    needs = _metric(name).needs
+    return (*needs, options.get("regions", "boxes")) if "photo_sizes" in needs else needs
+
+
 def finish(name: str, sums: Mapping[str, SumCount]) -> dict[str, Any]:
     """Returns the numbers of the metric of that name from its sums over a data set.
 
@@ -171,7 +181,7 @@ def photo_pointing_sums(
     """TorchRay's pointing game at the photos' own sizes, see `localisation.photo_hit`, per class.
 
     "pointing_game_photo" and "pointing_game_photo_difficult". Regions are the class's "boxes" (VOC: as
-    `box_pointing_sums` counts them) or its pixels in the "mask", which is enlarged to the photo (COCO).
+    `box_pointing_sums` counts them) or its pixels in the "mask" (COCO): the photo's, else the square's, enlarged.
     """
     del predictor, rng
     if seen.photo_sizes is None or regions not in ("boxes", "mask"):
@@ -185,7 +195,8 @@ def photo_pointing_sums(
             corners = seen.boxes.corners[row][seen.boxes.class_ids[row] == class_id]
             region = boxes.photo_region(corners, seen.images.shape[1:3], (height, width))
         else:
-            pixels = (seen.mask[row] == class_id + 1).astype(np.uint8)
+            mask = seen.mask[row] if seen.photo_masks is None else seen.photo_masks[row]
+            pixels = (mask == class_id + 1).astype(np.uint8)
             region = cv2.resize(pixels, (int(width), int(height)), interpolation=cv2.INTER_NEAREST) > 0
         hit = localisation.photo_hit(seen.saliency[row, place], region)
         difficult = region.mean() < localisation.DIFFICULT_AREA and seen.label[row].sum() > 1

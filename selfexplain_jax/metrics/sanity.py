@@ -2,8 +2,8 @@
 
 Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018. Layers are redrawn from the initialiser, from the top
 down one after another (cascading) or one at a time (independent), or the model is one trained on random labels. The
-maps before and after are compared; maps that stay the same do not explain the model. The paper's third similarity, that
-of histograms of oriented gradients, is left out: no library in the requirements has it.
+maps before and after are compared by the paper's three similarities and by a fourth, the rank correlation of absolute
+values; maps that stay the same do not explain the model.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 """Of the Gaussian window of the structural similarity, in pixels (Wang et al. 2004)."""
 SSIM_CONSTANTS = (0.01**2, 0.03**2)
 """Its two constants for values in [0, 1]."""
+
+HOG_BINS, HOG_BLOCK, HOG_LIMIT = 9, 3, 0.2
+"""Of the histograms of oriented gradients: orientations, cells per side of a block, and what a block's entries are cut
+to."""
 
 Similarity = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -67,11 +71,7 @@ def rank_correlation(first: jax.Array, second: jax.Array) -> tuple[jax.Array, ja
       first: [P, H, W].
       second: [P, H, W].
     """
-    ranks = [_mean_ranks(maps.reshape(maps.shape[0], -1)) for maps in (first, second)]
-    one, two = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
-    spread = jnp.sqrt((one**2).sum(axis=1)) * jnp.sqrt((two**2).sum(axis=1))
-    defined = spread > 0
-    return jnp.where(defined, (one * two).sum(axis=1) / jnp.where(defined, spread, 1), 0), defined
+    return _correlation(*(_mean_ranks(maps.reshape(maps.shape[0], -1)) for maps in (first, second)))
 
 
 def absolute_rank_correlation(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -79,8 +79,58 @@ def absolute_rank_correlation(first: jax.Array, second: jax.Array) -> tuple[jax.
     return rank_correlation(jnp.abs(first), jnp.abs(second))
 
 
+def hog_correlation(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns Pearson's correlation of two maps' histograms of oriented gradients, (value [P], defined [P]).
+
+    Each map is min-max scaled to [0, 1] before; a flat map has no correlation. See `oriented_gradients`.
+
+    Args:
+      first: [P, H, W] with H, W of at least 12.
+      second: [P, H, W].
+
+    Raises:
+      UserError: smaller maps.
+    """
+    return _correlation(*(oriented_gradients(min_max(maps)) for maps in (first, second)))
+
+
+def oriented_gradients(maps: jax.Array) -> jax.Array:
+    """Returns the histograms of oriented gradients of maps, float32 [P, F].
+
+    Dalal & Triggs, "Histograms of oriented gradients for human detection", CVPR 2005, with scikit-image's choices:
+    differences of the two neighbours, 0 at the border; the gradient's length votes for one of 9 directions without
+    sign; blocks of 3 x 3 cells at every cell are divided by their norm, cut at .2 and divided again. Cells have 16
+    pixels a side at 224 px (the paper's at its images), the same share of other sizes, at least 4 and an even number;
+    what is left over at the lower and right border is not looked at.
+
+    Args:
+      maps: [P, H, W] with H, W of at least 12.
+
+    Raises:
+      UserError: smaller maps, which hold no block.
+    """
+    count, *sides = maps.shape
+    cell = max(2 * round(8 * min(sides) / 224), 4)
+    rows, columns = (side // cell for side in sides)
+    if min(rows, columns) < HOG_BLOCK:
+        raise UserError(f"Oriented gradients need maps of at least {HOG_BLOCK * cell} pixels a side; got {maps.shape}.")
+    down = jnp.pad(maps[:, 2:] - maps[:, :-2], ((0, 0), (1, 1), (0, 0)))
+    across = jnp.pad(maps[:, :, 2:] - maps[:, :, :-2], ((0, 0), (0, 0), (1, 1)))
+    turn = jnp.mod(jnp.arctan2(down, across), jnp.pi) / jnp.pi  # a direction and its opposite are one
+    bins = jnp.minimum((turn * HOG_BINS).astype(jnp.int32), HOG_BINS - 1)
+    votes = jnp.hypot(down, across)[..., None] * jax.nn.one_hot(bins, HOG_BINS)
+    votes = votes[:, : rows * cell, : columns * cell].reshape(count, rows, cell, columns, cell, HOG_BINS)
+    cells = votes.mean(axis=(2, 4))  # [P, rows, columns, 9]
+    tall, wide = rows - HOG_BLOCK + 1, columns - HOG_BLOCK + 1
+    shifted = [cells[:, y : y + tall, x : x + wide] for y in range(HOG_BLOCK) for x in range(HOG_BLOCK)]
+    blocks = jnp.concatenate(shifted, axis=-1)  # [P, rows - 2, columns - 2, 81]
+    blocks = _unit_length(jnp.minimum(_unit_length(blocks), HOG_LIMIT))
+    return blocks.reshape(count, -1)
+
+
 SIMILARITIES: dict[str, Similarity] = {
     "ssim": structural_similarity,
+    "hog_correlation": hog_correlation,
     "rank_correlation": rank_correlation,
     "absolute_rank_correlation": absolute_rank_correlation,
 }
@@ -226,6 +276,19 @@ def _window_matrix(size: int) -> np.ndarray:
     places = np.arange(size)[None, :] - np.arange(size - SSIM_WINDOW + 1)[:, None]
     inside = (places >= 0) & (places < SSIM_WINDOW)
     return np.where(inside, (weights / weights.sum())[np.clip(places, 0, SSIM_WINDOW - 1)], 0).astype(np.float32)
+
+
+def _correlation(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Pearson's correlation of the rows of two arrays [P, N]: (value [P], defined [P])."""
+    one, two = (values - values.mean(axis=1, keepdims=True) for values in (first, second))
+    spread = jnp.sqrt((one**2).sum(axis=1)) * jnp.sqrt((two**2).sum(axis=1))
+    defined = spread > 0
+    return jnp.where(defined, (one * two).sum(axis=1) / jnp.where(defined, spread, 1), 0), defined
+
+
+def _unit_length(blocks: jax.Array) -> jax.Array:
+    """Vectors [..., N] divided by their length; the small constant is scikit-image's."""
+    return blocks / jnp.sqrt((blocks**2).sum(axis=-1, keepdims=True) + 1e-5**2)
 
 
 def _mean_ranks(values: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
+from skimage.feature import hog
 from skimage.metrics import structural_similarity
 from sklearn import metrics as sklearn_metrics
 from torch import nn
@@ -34,6 +35,9 @@ with mock.patch("torch.library.register_fake", lambda name: lambda function: fun
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from goldens import formula  # noqa: E402
+
+HOG_CELL = 4
+"""Pixels a side of the cells of maps as small as these: `metrics.sanity.oriented_gradients`."""
 
 
 class Classifier(nn.Module):
@@ -128,6 +132,8 @@ def maps_against_masks(saliency, truth) -> dict:
     result["pixel_average_precision"] = sklearn_metrics.average_precision_score(truth.ravel(), binned.ravel())
     options = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     result["ssim"] = [float(structural_similarity(unit[i], unit[i - 1], **options)) for i in range(len(unit))]
+    gradients = [hog(unit_map, pixels_per_cell=(HOG_CELL, HOG_CELL)) for unit_map in unit.astype(np.float64)]
+    result["hog"] = [float(np.corrcoef(gradients[i], gradients[i - 1])[0, 1]) for i in range(len(unit))]
     return result
 
 

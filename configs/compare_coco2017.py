@@ -1,0 +1,30 @@
+"""Every method side by side on COCO 2017: the Self-Explainer's masks against post-hoc maps of a classifier.
+
+The classes are those of configs/coco2017.py; the runs and the comparison must be given the same ones.
+
+Hardware: one GPU; perturbation methods take minutes an image on two CPU cores. Not run yet, so no number is promised.
+Needs:    bash launch/local.sh --config=configs/coco2017.py                      (the Self-Explainer, runs/coco2017)
+          bash launch/local.sh --config=configs/coco2017.py:classifier           (runs/coco2017_classifier)
+Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_coco2017.py \\
+            --workdir=runs/compare_coco2017
+Subset:   --config.data.options.classes="('person','cat','dog')" in all three commands.
+Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png.
+Data:     as in configs/coco2017.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
+"""
+
+import pathlib
+
+from selfexplain_jax.config import load_config
+from selfexplain_jax.recipes import comparison_recipe
+from selfexplain_jax.types import UserError
+
+VARIANTS = ("comparison",)
+
+
+def get_config(variant="comparison"):
+    """The comparison, on the data of configs/coco2017.py."""
+    if variant not in VARIANTS:
+        raise UserError(f"configs/compare_coco2017.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    config = load_config(str(pathlib.Path(__file__).with_name("coco2017.py")))
+    config.comparison.classes_per_image = 3
+    return comparison_recipe(config, "configs/coco2017.py", "configs/coco2017.py:classifier", photo_regions="mask")
