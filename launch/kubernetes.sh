@@ -22,6 +22,7 @@
 #   SERVICE_ACCOUNT       of the pods, which decides what they may read and write; default: default
 #
 # Other arguments go to selfexplain_jax.main. A pod that is lost restarts all of them, which go on from the last checkpoint.
+# A job that has ended is taken away before the same name is used again: kubectl delete jobset JOB_NAME.
 set -euo pipefail
 # shellcheck source=launch/arguments.sh
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
