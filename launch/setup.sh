@@ -2,6 +2,8 @@
 # Sourced by the other scripts of this folder: makes the virtual environment once and keeps it in step with the
 # requirements. Sets `root` (the repository) and `python` (the interpreter to use).
 # SELFEXPLAIN_VENV: where the environment lies; default: .venv in the repository.
+# SELFEXPLAIN_PACKAGES: what is installed beside the requirements, with spaces between: jax[cuda12], jax[tpu], gcsfs.
+# A script that has read --dry-run (`dry_run`) gets the names and nothing is made or installed.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${SELFEXPLAIN_VENV:-$root/.venv}"
@@ -23,12 +25,14 @@ find_python() {
 
 # Usage: install REQUIREMENTS_FILE...; installs them with the tested pins, unless that was done before.
 install() {
-  local name="" arguments=() file checksum stamp
+  local name="" arguments=() packages file checksum stamp
   for file in "$@"; do
     name+=".$(basename "$file" .txt)"
     arguments+=(-r "$file")
   done
-  checksum="$(cat "$@" "$root/launch/constraints.txt" | cksum)"
+  read -r -a packages <<<"${SELFEXPLAIN_PACKAGES:-}"
+  arguments+=(${packages[@]+"${packages[@]}"})
+  checksum="$({ cat "$@" "$root/launch/constraints.txt" && echo "${SELFEXPLAIN_PACKAGES:-}"; } | cksum)"
   stamp="$venv/.installed$name"
   if [[ -f "$stamp" && "$(cat "$stamp")" == "$checksum" ]]; then
     return
@@ -42,7 +46,7 @@ install() {
   printf '%s' "$checksum" >"$stamp"
 }
 
-if [[ ! -x "$python" ]]; then
+if [[ -z "${dry_run:-}" && ! -x "$python" ]]; then
   interpreter="$(find_python)"
   echo "Making the virtual environment $venv with $interpreter ..." >&2
   if ! "$interpreter" -m venv "$venv"; then
@@ -50,7 +54,9 @@ if [[ ! -x "$python" ]]; then
     exit 1
   fi
 fi
-install "$root/requirements.txt"
+if [[ -z "${dry_run:-}" ]]; then
+  install "$root/requirements.txt"
+fi
 
 # The package is used where it lies, from whatever folder the script was called.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

@@ -7,7 +7,6 @@ python -m selfexplain_jax.main --mode=benchmark --what=train --config=configs/mn
 from __future__ import annotations
 
 import json
-import pathlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import ml_collections
 
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.pipeline import train_iterator
+from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.state import create_state
@@ -155,9 +155,8 @@ def run(config: ml_collections.ConfigDict, workdir: str, what: str = "all") -> d
             f"{len(devices)} x {devices[0].device_kind} ({jax.process_count()} hosts)"
         )
         print(table(measured))
-        path = pathlib.Path(workdir).expanduser() / "benchmark.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        path = open_folder(workdir) / "benchmark.json"
+        write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
         print(f"Written to {path}")
     return result
 

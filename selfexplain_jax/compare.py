@@ -24,13 +24,13 @@ from selfexplain_jax import evaluate, maps
 from selfexplain_jax.attribution import METHODS, build_method
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
+from selfexplain_jax.folders import in_bucket, write_whole
 from selfexplain_jax.metrics import add, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure, needs_of
 from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
 from selfexplain_jax.open_models import asked_models, model_settings, open_model
 from selfexplain_jax.pictures import overlay, save_grid
-from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
 
 OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
@@ -52,9 +52,11 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
       the method}. A method that failed on every image has no metrics.
 
     Raises:
-      UserError: an unknown model, method, metric or option; models of other classes or image sizes than the data set;
-        a split without any image that all methods explain.
+      UserError: a workdir in a bucket; an unknown model, method, metric or option; models of other classes or image
+        sizes than the data set; a split without any image that all methods explain.
     """
+    if in_bucket(workdir):
+        raise UserError(f"--workdir={workdir}: a comparison keeps its maps in a folder of this machine.")
     folder, dataset = pathlib.Path(workdir).expanduser(), build_dataset(config)
     columns = build_columns(config, dataset.info)
     metrics = choose_metrics(config, dataset.info)

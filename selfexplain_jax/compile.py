@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import re
 import time
 from typing import Any
@@ -13,6 +12,7 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
+from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training import state as state_lib
@@ -120,9 +120,8 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None) 
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(summary(result))
     if workdir is not None and jax.process_index() == 0:
-        path = pathlib.Path(workdir).expanduser() / "compile.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        path = open_folder(workdir) / "compile.json"
+        write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
         print(f"Written to {path}")
     return result
 

@@ -20,11 +20,11 @@ from absl import logging
 
 import selfexplain_jax
 from selfexplain_jax.data.pipeline import evaluation_batches
+from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.metrics import add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
 from selfexplain_jax.models import masking
 from selfexplain_jax.pictures import overlay, save_grid
 from selfexplain_jax.training.steps import denormalise
-from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, UserError
 
 PICTURE_CLASSES = 3
@@ -91,7 +91,7 @@ def evaluate(
         tables.append((seen.predictions["image"].probabilities[real], seen.batch["label"][real]))
         drawn += [_picture_row(seen, row, config, info) for row in real if int(seen.batch["index"][row]) in to_draw]
     if drawn:
-        _draw(pathlib.Path(pictures_dir) / "pictures.png", drawn)
+        _draw(open_folder(pictures_dir) / "pictures.png", drawn)
     return _finish(pairs, tables, info)
 
 
@@ -133,7 +133,7 @@ def write_results(
     if clash:
         raise UserError(f"extra holds {clash}, which results.json already has: rename them.")
     results |= finite(extra, "extra")
-    write_whole(pathlib.Path(path), (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(open_folder(path), (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UserError: the file does not exist or is not the JSON of an evaluation.
     """
-    path = pathlib.Path(path)
+    path = open_folder(path)
     if not path.is_file():
         raise UserError(f"Results file {str(path)!r} does not exist. An evaluation writes it: --mode=evaluate.")
     try:

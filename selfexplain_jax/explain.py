@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from selfexplain_jax import pictures
 from selfexplain_jax.attribution import learned
 from selfexplain_jax.data import photos as photo_files
 from selfexplain_jax.data.pipeline import normalise
+from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.types import Predictor, UserError
 
 
@@ -116,7 +118,7 @@ def explain_folder(
       predictor: one with `masks`.
       config: `config.data.mean`, `config.data.std` and `config.model.link` are read.
       images: a file, a folder (with its sub-folders) or several.
-      output_dir: is made if it does not exist.
+      output_dir: is made if it does not exist; may lie in a bucket.
       classes: which classes to show, by name or number; empty: those predicted (see `predicted_classes`).
       batch_size: photos that go through the network at once, at most.
 
@@ -133,8 +135,7 @@ def explain_folder(
     files = photo_files.find_photos(images, leave_out=output_dir)
     names = photo_files.unique_names(files)
     batch_size = min(batch_size, len(files))
-    output_dir = pathlib.Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    output_dir = open_folder(output_dir)
     index: dict = {"classes": list(predictor.class_names), "photos": [], "failed": []}
     for start in range(0, len(files), batch_size):
         photos, failed = photo_files.read_photos(
@@ -145,7 +146,7 @@ def explain_folder(
         index["failed"] += failed
         if photos:
             index["photos"] += _explain_photos(predictor, config, photos, asked, batch_size, output_dir)
-    (output_dir / "index.json").write_text(json.dumps(index, indent=2, allow_nan=False) + "\n")
+    write_whole(output_dir / "index.json", (json.dumps(index, indent=2, allow_nan=False) + "\n").encode())
     if not index["photos"]:
         reasons = "; ".join(f"{entry['file']}: {entry['reason']}" for entry in index["failed"][:3])
         raise UserError(f"None of the {len(files)} files could be read as an image ({reasons}).")
@@ -224,13 +225,15 @@ def _write_arrays(
 ) -> None:
     """Writes the masks at the photo's own size (half precision: a photo has many pixels) and the scores."""
     full = np.stack([photo_files.resize_mask(mask, photo.size) for mask in masks[: len(ids)]])  # [k, H, W]
+    content = io.BytesIO()
     np.savez_compressed(
-        path,
+        content,
         masks=full.astype(np.float16),
         class_ids=np.asarray(ids, np.int32),
         scores=scores,
         probabilities=probabilities,
     )
+    write_whole(path, content.getvalue())
 
 
 def _write_picture(

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from selfexplain_jax import benchmark, compare, evaluate, explain, report
 from selfexplain_jax import compile as compile_check
 from selfexplain_jax.config import default_workdir, load_config
+from selfexplain_jax.folders import open_folder
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.state import make_predictor
@@ -107,7 +108,7 @@ def dispatch(values: flags.FlagValues) -> None:
 
 def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: loop.TrainResult) -> None:
     """Evaluates a trained network, writes WORKDIR/results.json and pictures, and says where they are."""
-    folder = pathlib.Path(workdir).expanduser()
+    folder = open_folder(workdir)
     predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     first = jax.process_index() == 0
     metrics = evaluate.evaluate(predictor, result.dataset, config, pictures_dir=folder / "pictures" if first else None)
@@ -119,7 +120,7 @@ def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: 
 
 def compare_and_write(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Compares the methods of `config.comparison`; writes comparison.json, .md, .csv and a figure, and says where."""
-    folder = pathlib.Path(workdir).expanduser()
+    folder = open_folder(workdir)
     results = compare.compare(config, folder)
     evaluate.write_results(folder / "comparison.json", config, {}, extra=results)
     table = report.comparison_markdown(results)
@@ -137,7 +138,7 @@ def explain_photos(
 ) -> None:
     """Explains photos with a trained network; writes WORKDIR/explained and says so."""
     predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
-    output_dir = pathlib.Path(workdir).expanduser() / "explained"
+    output_dir = open_folder(workdir) / "explained"
     explain.explain_folder(predictor, config, images=images, output_dir=output_dir, classes=classes)
     print(f"Explanations: {output_dir}")
 

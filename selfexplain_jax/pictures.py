@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.types import UserError
 
 
@@ -84,9 +85,9 @@ def save_grid(
                 axis.set_frame_on(False)
                 continue
             axis.imshow(_drawable(picture, title, row), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    path, content = open_folder(path), io.BytesIO()
+    figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
+    write_whole(path, content.getvalue())
 
 
 def _drawable(picture: np.ndarray, title: str, row: int) -> np.ndarray:

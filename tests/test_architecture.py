@@ -17,6 +17,7 @@ ROOMS = [
     ("types",),
     ("config",),
     ("recipes",),
+    ("folders",),
     ("pictures",),
     ("data",),
     ("models",),

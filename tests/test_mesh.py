@@ -50,6 +50,48 @@ def test_distributed_start_takes_all_flags_or_none():
         mesh_lib.distributed_start("127.0.0.1:1234", 2, 2)
 
 
+@pytest.fixture
+def initialize(monkeypatch):
+    """What jax.distributed.initialize was called with; an error in `fails` is raised."""
+
+    class Calls(list):
+        fails = None
+
+        def __call__(self, **options):
+            self.append(options)
+            if self.fails:
+                raise self.fails
+
+    calls = Calls()
+    monkeypatch.setattr(jax.distributed, "initialize", calls)
+    return calls
+
+
+def test_distributed_start_by_the_cluster_or_as_written(initialize):
+    mesh_lib.distributed_start("auto")
+    mesh_lib.distributed_start("host-0.net:8482", 4, 3)
+    assert initialize[0] == {}
+    assert initialize[1] == {
+        "coordinator_address": "host-0.net:8482",
+        "num_processes": 4,
+        "process_id": 3,
+        "cluster_detection_method": "deactivate",
+    }
+    with pytest.raises(UserError, match="--coordinator_address=host must be HOST:PORT"):
+        mesh_lib.distributed_start("host", 2, 0)
+    with pytest.raises(UserError, match="--num_processes=2"):
+        mesh_lib.distributed_start("auto", 2, 0)
+
+
+def test_processes_that_find_no_cluster_or_not_each_other_are_told(initialize):
+    initialize.fails = ValueError("coordinator_address should be defined.")
+    with pytest.raises(UserError, match="finds no cluster here .coordinator_address should be defined.. Start"):
+        mesh_lib.distributed_start("auto")
+    initialize.fails = RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\nmore")
+    with pytest.raises(UserError, match="did not find each other: DEADLINE_EXCEEDED: Barrier timed out. Do all"):
+        mesh_lib.distributed_start("host:1", 2, 1)
+
+
 def test_agreeing_alone_is_the_value_itself():
     assert mesh_lib.agree(True) and not mesh_lib.agree(False)
 

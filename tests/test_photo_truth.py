@@ -11,8 +11,6 @@ from selfexplain_jax.data.fakes import FAKES, draw_photo
 from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
 from selfexplain_jax.types import Boxes, Predictor, UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE = 32
 AGAINST_BOXES = {"box_accuracy": {}, "pointing_game_boxes": {}}
 

@@ -11,8 +11,6 @@ from selfexplain_jax.attribution import build_method
 from selfexplain_jax.metrics import mean, sanity
 from selfexplain_jax.types import Predictor
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE, WIDTH = 16, 32
 METHODS = {name: build_method(name, channels="sum") for name in ("guided_backpropagation", "gradient")}
 

@@ -20,8 +20,6 @@ from selfexplain_jax.objectives import TERMS
 LN2 = math.log(2)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def term(name, outputs, label=None, link="sigmoid", **options):
     """The code's own term [B], as one compiled program."""

@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from selfexplain_jax.folders import BUCKETS, in_bucket, make_folder, open_folder
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.config_json import check_same_config, from_json, jsonable
 from selfexplain_jax.types import UserError
@@ -56,7 +57,7 @@ class CheckpointStore:
     ):
         self._config, self._classifier = jsonable(config), classifier
         self._read_only = read_only
-        self.directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
+        self.directory = _directory(workdir)
         if read_only and not self.directory.exists():
             raise UserError(f"{workdir} holds no checkpoints. Train first, or name another --workdir.")
         if not read_only:
@@ -211,6 +212,12 @@ class CheckpointStore:
         )
 
 
+def _directory(workdir: str) -> pathlib.Path:
+    """Where the checkpoints of a run lie; absolute, as Orbax wants it."""
+    folder = open_folder(workdir)
+    return (folder if in_bucket(folder) else folder.resolve()) / "checkpoints"
+
+
 def _open(directory: pathlib.Path, read_only: bool, keep: int | None = None) -> ocp.CheckpointManager:
     handlers = {
         "state": ocp.StandardCheckpointHandler(),
@@ -228,7 +235,7 @@ def saved_config(workdir: str) -> ml_collections.ConfigDict:
     Raises:
       UserError: there is no checkpoint, or none whose configuration can be read.
     """
-    directory = pathlib.Path(workdir).expanduser().resolve() / "checkpoints"
+    directory = _directory(workdir)
     if not directory.exists():
         raise UserError(f"{workdir} holds no checkpoints.")
     manager = _open(directory, read_only=True)
@@ -252,11 +259,21 @@ def check_writable(workdir: str) -> None:
     Raises:
       UserError: that is not possible.
     """
-    if "://" in str(workdir):
-        raise UserError(f"--workdir={workdir} is no folder. Mount the bucket (for instance by gcsfuse) first.")
-    folder = pathlib.Path(workdir).expanduser()
+    folder = open_folder(workdir)
+    if in_bucket(folder):
+        probe = folder / f".writable.{jax.process_index()}"
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+        except Exception as error:  # The package of each kind of bucket has errors of its own.
+            package = BUCKETS[str(folder).partition("://")[0]]
+            raise UserError(
+                f"Cannot write to --workdir={workdir} ({_first_line(error)}). Is the Python package {package} "
+                "installed, is the bucket there, and may this account write to it?"
+            ) from error
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

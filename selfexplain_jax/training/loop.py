@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import optax
 from selfexplain_jax import pictures
 from selfexplain_jax.data import balance, build_dataset
 from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
+from selfexplain_jax.folders import open_folder
 from selfexplain_jax.models import build_model
 from selfexplain_jax.objectives.compose import validate_objective
 from selfexplain_jax.training import mesh as mesh_lib
@@ -217,7 +217,7 @@ class _Run:
         self.step = self._start = start
         self._experiment, self._mesh, self._frozen = experiment, mesh, frozen
         self._store, self._iterator = store, iterator
-        self._workdir = pathlib.Path(workdir).expanduser()
+        self._workdir = open_folder(workdir)
         self._seconds_before, self._started = seconds_before, time.monotonic()
         # Seconds of training behind the newest checkpoint.
         self.saved_seconds = seconds_before

@@ -6,6 +6,7 @@ The same code runs on one CPU and on many hosts with many accelerators each.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import jax
@@ -25,28 +26,56 @@ def distributed_start(
     Must come before anything else touches JAX's devices.
 
     Args:
-      coordinator_address: "host:port" of process 0, or "auto" where JAX finds all three by itself (Cloud TPU, Slurm).
+      coordinator_address: "host:port" of process 0, or "auto" where JAX finds all three by itself (Cloud TPU, Slurm,
+        Open MPI, Kubernetes). Under Slurm and Open MPI every process then takes the GPU of its number on its
+        host; with an address that is written out, all GPUs that it sees.
       num_processes: how many processes there are.
       process_id: number of this one, 0 ... num_processes - 1.
 
     Raises:
-      UserError: only some of the three are given, or the number of this process is out of range.
+      UserError: only some of the three are given, the number of this process is out of range, the address has no port,
+        the cluster does not say where the others are, or they do not answer within five minutes.
     """
     given = (coordinator_address, num_processes, process_id)
     if all(value is None for value in given):
         return
     if given == ("auto", None, None):
-        jax.distributed.initialize()
+        _join()
         return
-    if any(value is None for value in given):
+    if any(value is None for value in given) or coordinator_address == "auto":
         raise UserError(
             f"A run of many processes needs all of --coordinator_address={coordinator_address}, "
             f"--num_processes={num_processes} and --process_id={process_id} (or --coordinator_address=auto alone "
-            "on Cloud TPU and Slurm); a run of one process needs none."
+            "on Cloud TPU, Slurm, Open MPI and Kubernetes); a run of one process needs none."
         )
     if not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} must lie in 0 ... --num_processes - 1 = {num_processes - 1}.")
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    if not re.fullmatch(r".+:\d+", coordinator_address):
+        raise UserError(f"--coordinator_address={coordinator_address} must be HOST:PORT of process 0.")
+    _join(
+        coordinator_address=coordinator_address,
+        num_processes=num_processes,
+        process_id=process_id,
+        # What is written out counts, whatever a cluster's variables say.
+        cluster_detection_method="deactivate",
+    )
+
+
+def _join(**options: Any) -> None:
+    """Calls `jax.distributed.initialize`, whose errors become UserErrors."""
+    try:
+        jax.distributed.initialize(**options)
+    except ValueError as error:  # Nothing that JAX knows says where the others are.
+        raise UserError(
+            f"--coordinator_address=auto finds no cluster here ({error}) Start the processes with srun, mpirun or on a "
+            "Cloud TPU, or give --coordinator_address=HOST:PORT, --num_processes and --process_id; one process needs "
+            "none. On Kubernetes without TPUs it takes: pip install kubernetes."
+        ) from error
+    except RuntimeError as error:
+        raise UserError(
+            f"The processes of this run did not find each other: {str(error).splitlines()[0]} Do all of them run, can "
+            "they reach the address, and is its port free?"
+        ) from error
 
 
 def cpu_devices_for(batch_size: int, cores: int) -> int:

@@ -6,7 +6,6 @@ On many hosts only the first one writes; on the others every call does nothing.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -19,12 +18,15 @@ import tensorboardX
 import tqdm
 from absl import logging
 
+from selfexplain_jax.folders import in_bucket, make_folder, open_folder, write_whole
+
 
 class MetricWriter:
     """Scalars to WORKDIR/metrics.jsonl (a line per call) and to TensorBoard (WORKDIR/tensorboard); images to it.
 
     Args:
       workdir: folder of the run.
+        In a bucket, whose objects cannot be appended to, metrics.jsonl is written anew with every line.
       resume_step: step that the run goes on from: what an earlier process wrote of later steps is taken out, because
         this one writes it again. 0 for a fresh start.
     """
@@ -33,13 +35,14 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        folder = pathlib.Path(workdir).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        had_lines = path.exists()
+        folder = open_folder(workdir)
+        make_folder(folder)
+        self._path = folder / "metrics.jsonl"
+        had_lines = self._path.exists()
         if had_lines:
-            drop_lines_after(path, resume_step)
-        self._lines = path.open("a")
+            drop_lines_after(self._path, resume_step)
+        self._whole = self._path.read_text() if in_bucket(folder) and had_lines else ""
+        self._lines = None if in_bucket(folder) else self._path.open("a")
         # TensorBoard hides what older event files hold from purge_step on.
         purge_step = resume_step + 1 if had_lines else None
         self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
@@ -49,9 +52,14 @@ class MetricWriter:
         if not self._active:
             return
         values = {name: float(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"step": int(step)} | values) + "\n")
+        line = json.dumps({"step": int(step)} | values) + "\n"
         # A reader, or a kill, always finds whole lines.
-        self._lines.flush()
+        if self._lines is None:
+            self._whole += line
+            write_whole(self._path, self._whole.encode())
+        else:
+            self._lines.write(line)
+            self._lines.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
@@ -65,7 +73,8 @@ class MetricWriter:
     def close(self) -> None:
         """Writes out what is buffered and closes the files."""
         if self._active:
-            self._lines.close()
+            if self._lines is not None:
+                self._lines.close()
             self._events.close()
 
 
@@ -79,17 +88,6 @@ def drop_lines_after(path: pathlib.Path, step: int) -> None:
     if len(kept) < len(lines):
         logging.info("Took %d lines of steps after %d out of %s.", len(lines) - len(kept), step, path)
         write_whole(path, "".join(line + "\n" for line in kept).encode())
-
-
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def picture_grid(columns: list[np.ndarray], gap: int = 2) -> np.ndarray:
