@@ -26,7 +26,11 @@ ROOMS = [
     ("metrics",),
     ("evaluate", "explain", "maps", "report"),
     ("compare",),
-    ("compile", "benchmark"),
+    ("costs",),
+    ("compile", "benchmark_peers"),
+    ("benchmark_attribution",),
+    ("benchmark_curves",),
+    ("benchmark",),
     ("main",),
 ]
 FLOOR = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
