@@ -209,16 +209,7 @@ def attribution_rows(subject: Subject, settings: ml_collections.ConfigDict) -> l
     search = functools.partial(attribution.extremal_perturbation, classifier, steps=settings.extremal_steps)
     note = _less(settings.extremal_steps, PUBLISHED_STEPS, "steps")
     some = asked[:, : settings.extremal_classes]
-    add(
-        "extremal_perturbation",
-        "torchray",
-        "extremal_perturbation",
-        search,
-        settings.extremal_images,
-        some,
-        note,
-        **options,
-    )
+    add("extremal_perturbation", "torchray", search, settings.extremal_images, some, note, **options)
     return rows
 
 
@@ -231,19 +222,12 @@ def metric_rows(subject: Subject, settings: ml_collections.ConfigDict) -> list[R
     road = functools.partial(
         faithfulness.road, subject.classifier, rng=jax.random.key(0), chunk_size=settings.chunk_size
     )
-    percentages = list(faithfulness.ROAD_PERCENTAGES)
-    return [
-        Row(
-            "deletion_insertion",
-            "quantus",
-            "deletion_insertion",
-            {"images": count, "steps": size},
-            count,
-            curves,
-            arguments,
-        ),
-        Row("road", "quantus", "road", {"images": count, "percentages": percentages}, count, road, arguments),
-    ]
+    shown = {
+        "deletion_insertion": {"images": count, "steps": size},
+        "road": {"images": count, "percentages": list(faithfulness.ROAD_PERCENTAGES)},
+    }
+    functions = {"deletion_insertion": curves, "road": road}
+    return [Row(name, "quantus", name, shown[name], count, functions[name], arguments) for name in shown]
 
 
 ROWS: dict[str, Callable[[Subject, ml_collections.ConfigDict], list[Row]]] = {
@@ -345,11 +329,9 @@ def run(
     finally:
         other.close()
     if {"self_explainer", "grad_cam"} <= measured.keys():
-        seconds = {name: measured[name]["median_seconds"]["ours"] for name in ("self_explainer", "grad_cam")}
-        measured["self_explainer"]["ratio_to_own_grad_cam"] = seconds["grad_cam"] / seconds["self_explainer"]
-        print(
-            f"One pass of the Self-Explainer takes {seconds['self_explainer'] / seconds['grad_cam']:.2f} of Grad-CAM's time."
-        )
+        ratio = _seconds(measured, "grad_cam") / _seconds(measured, "self_explainer")
+        measured["self_explainer"]["ratio_to_own_grad_cam"] = ratio
+        print(f"One pass of the Self-Explainer takes {1 / ratio:.2f} of the time of our Grad-CAM.")
     return {
         "photos": subject.photos,
         "network": config.model.name,
@@ -359,7 +341,14 @@ def run(
     }
 
 
-HEADER = f"{'':<22} {'ours, s':>9} {'peer, s':>9} {'ratio':>7} {'maps/s':>9} {'GFLOP/map':>10} {'GFLOP/s':>8}  settings; peer"
+def _seconds(measured, name) -> float:
+    return measured[name]["median_seconds"]["ours"]
+
+
+HEADER = (
+    f"{'':<22} {'ours, s':>9} {'peer, s':>9} {'ratio':>7} {'maps/s':>9} {'GFLOP/map':>10} {'GFLOP/s':>8}"
+    "  settings; peer"
+)
 
 
 def table_row(name: str, measured: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""The published implementations in a process of their own, in an environment of their own, on the same weights and photos.
+"""The published implementations: a process of their own in an environment of their own, same weights and photos.
 
-launch/parity.sh makes that environment, and tests/parity/time_peers.py is what runs in it. Both sides take turns, so that
-whatever else the machine does meets both alike.
+launch/parity.sh makes that environment, and tests/parity/time_peers.py is what runs in it. Both sides take turns, so
+that whatever else the machine does meets both alike.
 """
 
 from __future__ import annotations
@@ -119,13 +119,8 @@ def start(
     np.savez(folder / "inputs.npz", **inputs)
     (folder / "task.json").write_text(json.dumps({"strides": strides, "threads": cores()}))
     with (folder / "peers.log").open("w") as log:
-        process = subprocess.Popen(
-            [interpreter, str(SCRIPT), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+        process = subprocess.Popen([interpreter, str(SCRIPT), str(folder)], text=True, **pipes)
     peers = Peers(process)
     try:
         peers.about = _read(process)

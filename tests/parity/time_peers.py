@@ -6,11 +6,11 @@ FOLDER/task.json: {"strides": of the network's blocks, "threads": n}. FOLDER/wei
 efficientnet_lite.py. FOLDER/inputs.npz: images [N, H, W, 3], class_ids [N, k] (the likeliest first), saliency
 [N, H, W] and the scores [N, C] that the other side has found.
 
-The first line written says what runs here: {"versions": {...}, "threads": n, "score_difference": largest, relative to the
-largest score}. Then for each line read, {"task": name, "settings": {...}}, the task is done once, and a line written:
-{"seconds": s}, or {"error": why not}. Nothing else goes to standard output. An empty line, or the end of the input, ends
-it. Every package is used as its own documentation does; the network and the images are channels last, which is PyTorch's
-fastest here.
+The first line written says what runs here: {"versions": {...}, "threads": n, "score_difference": largest, relative to
+the largest score}. Then for each line read, {"task": name, "settings": {...}}, the task is done once, and a line
+written: {"seconds": s}, or {"error": why not}. Nothing else goes to standard output. An empty line, or the end of the
+input, ends it. Every package is used as its own documentation does; the network and the images are channels last, which
+is PyTorch's fastest form on CPUs.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def extremal_perturbation(given: Given, settings: dict) -> Callable[[], None]:
 
 
 def deletion_insertion(given: Given, settings: dict) -> Callable[[], None]:
-    """quantus's pixel flipping with steps of one image side; insertion is the same from the blurred image to the image."""
+    """quantus's pixel flipping with steps of one image side; insertion is that from blurred images to the images."""
     with without_operators():
         import quantus
     from scipy.ndimage import gaussian_filter
