@@ -22,6 +22,7 @@ from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.pipeline import train_iterator
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.config_json import jsonable
 from selfexplain_jax.training.state import create_state
 from selfexplain_jax.types import UserError
 
@@ -160,7 +161,7 @@ def run(
     path = folder / ("benchmark.json" if what not in EXPLAINING else f"benchmark_{what}.json")
     path = pathlib.Path(json_path).expanduser() if json_path else path
     if what in EXPLAINING:
-        result |= {"what": what, "settings": config.benchmark.to_dict()}
+        result |= {"what": what, "settings": jsonable(config.benchmark)}
         result |= _explaining(config, workdir, what, images, peers)
     else:
         result |= _training(config, what)
