@@ -130,31 +130,42 @@ def deletion_insertion(given: Given, settings: dict) -> Callable[[], None]:
         return arr
 
     options = {"features_in_step": 3 * size, "normalise": False, "disable_warnings": True}
+    # It wants steps that divide the pixels, where they need to divide the pixels of all channels, and do.
+    asked = mock.patch("quantus.helpers.asserts.assert_features_in_step", lambda **_: None)
     deletion = quantus.PixelFlipping(perturb_baseline=0.0, **options)
     insertion = quantus.PixelFlipping(perturb_func=insert, **options)
 
     def run():
         blurred = nn.functional.conv2d(torch.from_numpy(images), kernel, padding=5, groups=3).numpy()
-        for metric, shown in ((deletion, images), (insertion, blurred)):
-            metric(
-                model=given.network, x_batch=shown, y_batch=class_ids, a_batch=maps, softmax=True, channel_first=True
-            )
+        with asked:
+            for metric, shown in ((deletion, images), (insertion, blurred)):
+                metric(given.network, x_batch=shown, y_batch=class_ids, a_batch=maps, softmax=True, channel_first=True)
 
     return run
 
 
 def road(given: Given, settings: dict) -> Callable[[], None]:
-    """quantus removes the most relevant pixels; the least relevant ones are those of the map with its sign turned."""
+    """quantus removes the most relevant pixels; the least relevant ones are those of the map turned upside down."""
     with without_operators():
         import quantus
+        from quantus.functions.perturb_func import noisy_linear_imputation
 
-    count = settings["images"]
+    count, pixels = settings["images"], given.saliency[0].size
     images = np.ascontiguousarray(given.images[:count].numpy())
     maps, class_ids = given.saliency[:count, None], given.class_ids[:count, 0]
-    metric = quantus.ROAD(percentages=settings["percentages"], normalise=False, disable_warnings=True)
+
+    def impute(arr, indices, **options):
+        return noisy_linear_imputation(arr, np.unique(indices % pixels), **options)
+
+    # It orders the pixels of all channels, and its imputation takes numbers of pixels: images with colours fail there.
+    metric = quantus.ROAD(
+        percentages=settings["percentages"], perturb_func=impute, normalise=False, disable_warnings=True
+    )
+    metric.a_size = 3 * pixels
 
     def run():
-        for a_batch in (maps, -maps):
+        # Turned so that no map is negative throughout, which it refuses.
+        for a_batch in (maps, maps.max() - maps):
             metric(model=given.network, x_batch=images, y_batch=class_ids, a_batch=a_batch, channel_first=True)
 
     return run
