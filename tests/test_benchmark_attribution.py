@@ -136,20 +136,28 @@ def test_rows_are_measured_in_turn_and_written(subject, config, tmp_path, monkey
     assert "8 of the published 8000 masks" in out and "grad-cam 9.9" in out and "ImportError: torchray" in out
 
 
-def test_curves_and_memory(subject, config, tmp_path, monkeypatch):
+def test_curves_are_agreements_and_are_written(subject, config, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_attribution, "build_subject", lambda config, images: subject)
+    # One sampling and one number of masks less is a compilation less.
+    monkeypatch.setattr(benchmark_curves, "SAMPLINGS", ("independent", "stratified"))
+    config.benchmark.curve_masks = (8,)
     result = benchmark.run(config, str(tmp_path), "curves")
     assert json.loads((tmp_path / "benchmark_curves.json").read_text())["photos"] == "4 images of noise"
     curves = result["rise"]["agreement"]
-    assert set(curves) == {"independent", "antithetic", "stratified"}
-    assert all(set(curve) == {8, 16} and max(curve.values()) <= 1.0001 for curve in curves.values())
+    assert set(curves) == {"independent", "stratified"}
+    assert all(set(curve) == {8} and curve[8] <= 1.0001 for curve in curves.values())
+    assert set(result["rise"]["masks_needed"]) == {"stratified"}
     # Fewer clusters than channels alone make a point.
     assert result["score_cam"]["channels"] == CHANNELS and list(result["score_cam"]["agreement"]) == [3]
     assert 0 < result["score_cam"]["agreement"][3] <= 1.0001
+
+
+def test_memory_does_not_grow_with_masks(subject, config):
+    config.benchmark.chunk_size = 2
     memory = benchmark_curves.memory(subject, config.benchmark)
-    assert list(memory["rise"]) == [4, 32, 256] and list(memory["rise_by_chunk"]) == [1, 2, 4]
-    # 64 times as many masks: their numbers, and no more.
-    assert memory["rise"][256] <= 1.1 * memory["rise"][4] + 256 * 4
+    assert list(memory["rise"]) == [2, 16, 128] and list(memory["rise_by_chunk"]) == [1, 2]
+    # 64 times as many masks as a chunk: their numbers, and no more.
+    assert memory["rise"][128] <= 1.1 * memory["rise"][16] + 128 * 4
     assert memory["score_cam"][""]["channels"] == CHANNELS and memory["score_cam"][""]["bytes"] > 0
 
 
