@@ -4,6 +4,7 @@
 #
 #   bash launch/parity.sh                 every generator
 #   bash launch/parity.sh cam             tests/parity/generate_cam.py alone
+#   bash launch/parity.sh install         the environment alone, for --mode=benchmark
 #
 # SELFEXPLAIN_PARITY_VENV: where that environment lies; default: .venv-parity in the repository.
 set -euo pipefail
@@ -12,7 +13,9 @@ venv="${SELFEXPLAIN_PARITY_VENV:-$root/.venv-parity}"
 folder="$root/tests/parity"
 
 generators=("$folder"/generate_*.py)
-if (($#)); then
+if [[ "$*" == install ]]; then
+  generators=()
+elif (($#)); then
   generators=("${@/#/$folder/generate_}")
   generators=("${generators[@]/%/.py}")
 fi

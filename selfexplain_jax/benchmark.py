@@ -2,6 +2,8 @@
 
 python -m selfexplain_jax.main --mode=benchmark --what=pipeline --config=configs/synthetic.py
 python -m selfexplain_jax.main --mode=benchmark --what=train --config=configs/mnist.py
+
+Attribution methods, their metrics, memory and curves are measured by benchmark_attribution.py and benchmark_curves.py.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ from collections.abc import Mapping, Sequence
 import jax
 import ml_collections
 
+from selfexplain_jax import benchmark_attribution, benchmark_curves
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.pipeline import train_iterator
 from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.config_json import jsonable
 from selfexplain_jax.training.state import create_state
 from selfexplain_jax.types import UserError
 
-WHAT = ("pipeline", "train", "all")
+EXPLAINING = ("attribution", "metrics", "memory", "curves")
+WHAT = ("pipeline", "train", "all", *EXPLAINING)
+"""--what; "all" is pipeline and train."""
 
 Measurement = dict[str, list[float]]
 
@@ -113,28 +119,34 @@ def table(measured: Mapping[str, Sequence[float]]) -> str:
     return "\n".join(lines)
 
 
-def run(config: ml_collections.ConfigDict, workdir: str, what: str = "all") -> dict:
-    """Measures, prints the table and writes WORKDIR/benchmark.json.
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    what: str = "all",
+    *,
+    images: Sequence[str] = (),
+    peers: str = "",
+    json_path: str = "",
+) -> dict:
+    """Measures, prints the table and writes it as JSON.
 
     Args:
       config: the whole configuration.
       workdir: is made if it does not exist.
-      what: "pipeline", "train" or "all".
+      what: one of `WHAT`.
+      images, peers: see `benchmark_attribution.run`.
+      json_path: where the JSON is written; "": WORKDIR/benchmark.json, of what is `EXPLAINING` benchmark_WHAT.json.
 
     Returns:
-      What benchmark.json holds: {"device", "devices", "hosts", "backend", "jax", "batch_size", "image_size", "dataset",
-      "measured": {name: {"median", "values"}}}.
+      What the file holds: {"device", "devices", "hosts", "backend", "jax", "image_size", "dataset"}, and for pipeline
+      and train {"batch_size", "measured": {name: {"median", "values"}}}; else "what", "settings" (config.benchmark) and
+      what `benchmark_attribution.run`, `benchmark_curves.memory` or `benchmark_curves.curves` return.
 
     Raises:
       UserError: a bad config, or an unknown `what`.
     """
     if what not in WHAT:
         raise UserError(f"--what={what} is unknown. Choose one of {', '.join(WHAT)}.")
-    measured: Measurement = {}
-    if what in ("pipeline", "all"):
-        measured |= benchmark_pipeline(config)
-    if what in ("train", "all"):
-        measured |= benchmark_train(config)
     devices = jax.devices()
     result = {
         "device": devices[0].device_kind,
@@ -142,23 +154,46 @@ def run(config: ml_collections.ConfigDict, workdir: str, what: str = "all") -> d
         "hosts": jax.process_count(),
         "backend": jax.default_backend(),
         "jax": jax.__version__,
-        "batch_size": config.train.batch_size,
         "image_size": config.data.image_size,
         "dataset": config.data.name,
-        "measured": {
-            name: {"median": statistics.median(values), "values": values} for name, values in measured.items()
-        },
     }
+    path = open_folder(workdir) / ("benchmark.json" if what not in EXPLAINING else f"benchmark_{what}.json")
+    path = open_folder(json_path) if json_path else path
+    if what in EXPLAINING:
+        result |= {"what": what, "settings": jsonable(config.benchmark)}
+        result |= _explaining(config, workdir, what, images, peers)
+    else:
+        result |= _training(config, what)
     if jax.process_index() == 0:
-        print(
-            f"{config.data.name}, {config.data.image_size} px, batch {config.train.batch_size}, "
-            f"{len(devices)} x {devices[0].device_kind} ({jax.process_count()} hosts)"
-        )
-        print(table(measured))
-        path = open_folder(workdir) / "benchmark.json"
         write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
         print(f"Written to {path}")
     return result
+
+
+def _explaining(config, workdir, what, images, peers) -> dict:
+    if jax.process_count() > 1:
+        raise UserError(f"--what={what} measures one process: leave out --num_processes and --coordinator_address.")
+    if what in benchmark_attribution.ROWS:
+        return benchmark_attribution.run(config, workdir, what, images, peers)
+    subject = benchmark_attribution.build_subject(config, images)
+    print(f"{config.model.name}, {subject.images.shape[1]} px, {subject.photos}")
+    return {"photos": subject.photos, **getattr(benchmark_curves, what)(subject, config.benchmark)}
+
+
+def _training(config, what) -> dict:
+    measured: Measurement = {}
+    if what in ("pipeline", "all"):
+        measured |= benchmark_pipeline(config)
+    if what in ("train", "all"):
+        measured |= benchmark_train(config)
+    if jax.process_index() == 0:
+        print(
+            f"{config.data.name}, {config.data.image_size} px, batch {config.train.batch_size}, "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.process_count()} hosts)"
+        )
+        print(table(measured))
+    values = {name: {"median": statistics.median(values), "values": values} for name, values in measured.items()}
+    return {"batch_size": config.train.batch_size, "measured": values}
 
 
 def _check_counts(steps: int, repetitions: int) -> None:

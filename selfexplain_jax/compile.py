@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
+from selfexplain_jax.costs import memory_of
 from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
@@ -20,15 +21,6 @@ from selfexplain_jax.training.state import TrainState
 from selfexplain_jax.types import Batch
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-_MEMORY = {
-    "arguments": "argument_size_in_bytes",
-    "outputs": "output_size_in_bytes",
-    # Outputs that take the place of arguments: the donated state.
-    "shared": "alias_size_in_bytes",
-    "temporary": "temp_size_in_bytes",
-    "program": "generated_code_size_in_bytes",
-}
 
 
 def abstract_batch(config: ml_collections.ConfigDict, num_classes: int, mesh: jax.sharding.Mesh) -> Batch:
@@ -110,7 +102,7 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None) 
         "parameters": parameters,
         "parameter_bytes": parameter_bytes,
         "state_bytes": size_of(state)[1],
-        "memory_bytes": _memory(compiled),
+        "memory_bytes": memory_of(compiled),
         "flops": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
         "collectives": count_collectives(compiled.as_text()),
@@ -140,15 +132,6 @@ def summary(result: dict) -> str:
         lines.append(f"  operations   {result['flops'] / 1e9:>14,.3f}   GFLOP as the compiler counts them")
     collectives = ", ".join(f"{count} {name}" for name, count in result["collectives"].items())
     return "\n".join([*lines, f"  collectives  {collectives or 'none'}"])
-
-
-def _memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
-    """What the compiler says of the program's memory in bytes; None where the backend does not tell."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return None
-    memory = {name: int(getattr(analysis, field)) for name, field in _MEMORY.items()}
-    return memory | {"total": sum(memory.values()) - 2 * memory["shared"]}
 
 
 def _megabytes(value: int) -> str:

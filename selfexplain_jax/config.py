@@ -185,6 +185,36 @@ def base_config() -> ml_collections.ConfigDict:
     # Images in the figure.
     comparison.figure_images = 6
 
+    # --mode=benchmark with --what=attribution, metrics, memory or curves, see selfexplain_jax/benchmark_attribution.py.
+    config.benchmark = benchmark = ml_collections.ConfigDict()
+    # Each side so often, in turn; medians count.
+    benchmark.repetitions = 5
+    # Names of rows that are measured; () = all.
+    benchmark.rows = ()
+    # Count floating-point operations too, which compiles every program once more, and every loop in it.
+    benchmark.operations = True
+    # Images per call of the CAM family and the Self-Explainer, and the classes of each that are explained.
+    benchmark.images = 16
+    benchmark.classes = 6
+    # Masked images that go through the network at once, on both sides.
+    benchmark.chunk_size = 32
+    benchmark.rise_images = 1
+    benchmark.rise_masks = 2000
+    benchmark.score_cam_images = 1
+    benchmark.extremal_images = 8
+    benchmark.extremal_classes = 2
+    # Published: 800. Time grows with the steps on both sides.
+    benchmark.extremal_steps = 20
+    # Images of deletion and insertion, whose steps are of one image side (224 steps at 224 px), and of ROAD.
+    benchmark.metric_images = 4
+    # The curves of less work for the same map: images, masks of the reference, masks and clusters of the curve.
+    benchmark.curve_images = 2
+    benchmark.reference_masks = 8000
+    benchmark.curve_masks = (250, 500, 1000, 2000)
+    benchmark.curve_clusters = (20, 40, 80, 160, 320)
+    # Banks of masks per point, over which the mean is taken.
+    benchmark.curve_repetitions = 2
+
     config.lock()
     for free in (config.data.options, config.objective):
         free.unlock()

@@ -44,9 +44,15 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     define = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/NAME or runs/NAME_VARIANT.", **define)
     flags.DEFINE_enum("mode", "train", MODES, "train goes on where an earlier run of that folder stopped.", **define)
-    flags.DEFINE_list("images", [], "--mode=explain: photos or folders of photos, with commas between them.", **define)
+    flags.DEFINE_list(
+        "images", [], "--mode=explain, benchmark: photos or folders of them, separated by commas.", **define
+    )
     flags.DEFINE_list("classes", [], "--mode=explain: classes to show, name or number (those predicted).", **define)
-    flags.DEFINE_string("what", "all", "--mode=benchmark: pipeline, train or all.", **define)
+    flags.DEFINE_string(
+        "what", "all", "--mode=benchmark: pipeline, train, all (both), attribution, metrics, memory, curves.", **define
+    )
+    flags.DEFINE_string("json", "", "--mode=benchmark: file for the results (in --workdir).", **define)
+    flags.DEFINE_string("peers", "", "--mode=benchmark: Python with the published implementations.", **define)
     flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of process 0, or auto.", **define)
     flags.DEFINE_integer("num_processes", None, "Many processes: how many.", **define)
     flags.DEFINE_integer("process_id", None, "Many processes: number of this one, from 0.", **define)
@@ -103,7 +109,7 @@ def dispatch(values: flags.FlagValues) -> None:
     elif values.mode == "compile":
         compile_check.compile_step(config, workdir)
     else:
-        benchmark.run(config, workdir, values.what)
+        benchmark.run(config, workdir, values.what, images=values.images, peers=values.peers, json_path=values.json)
 
 
 def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: loop.TrainResult) -> None:

@@ -28,7 +28,11 @@ ROOMS = [
     ("evaluate", "explain", "maps", "report"),
     ("open_models",),
     ("compare",),
-    ("compile", "benchmark"),
+    ("costs",),
+    ("compile", "benchmark_peers"),
+    ("benchmark_attribution",),
+    ("benchmark_curves",),
+    ("benchmark",),
     ("main",),
 ]
 FLOOR = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}

@@ -47,7 +47,7 @@ def test_table_tells_median_and_range():
 
 
 def test_bad_input_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--what=speed is unknown. Choose one of pipeline, train, all"):
+    with pytest.raises(UserError, match="--what=speed is unknown. Choose one of pipeline, train, all, attribution"):
         benchmark.run(tiny_config(), str(tmp_path), "speed")
     with pytest.raises(UserError, match="at least one"):
         benchmark.benchmark_pipeline(tiny_config(), steps=0)

@@ -6,6 +6,7 @@ import huggingface_hub.constants
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from selfexplain_jax.config import base_config
 from selfexplain_jax.models import pretrained
@@ -65,6 +66,21 @@ def test_reference_logits_of_efficientnet_lite0(lite0, package, shared_data):
     theirs, ours = read_weights(pretrained.find_weights(package, "")), read_weights(file)
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name].astype(array.dtype), err_msg=name)
+
+
+def test_weights_by_foreign_names_are_read_as_they_were(lite0):
+    random = np.random.default_rng(0)
+    params, stats = jax.tree.map(
+        lambda leaf: random.random(leaf.shape, np.float32), (lite0[0]["params"], lite0[0]["batch_stats"])
+    )
+    written = pretrained.foreign_weights("efficientnet_lite0", {"backbone": params}, {"backbone": stats})
+    # A 1x1 convolution, a depthwise one, a linear layer.
+    assert written["_blocks.1._expand_conv.weight"].shape == (96, 16)
+    assert written["_blocks.1._depthwise_conv.weight"].shape == (96, 1, 3, 3)
+    assert written["_conv_stem.weight"].shape == (32, 3, 3, 3) and written["_fc.weight"].shape == (1000, 1280)
+    ours = {path: leaf for tree in (params, stats) for path, leaf in traverse_util.flatten_dict(tree).items()}
+    read = pretrained.match_weights(written, ours, pretrained.EFFICIENTNET_LITE, "w.npz")
+    jax.tree.map(np.testing.assert_array_equal, read, ours)
 
 
 @pytest.mark.slow

@@ -207,6 +207,26 @@ def to_our_layout(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | Non
     return array.astype(np.float32) if array.shape == shape else None
 
 
+def to_foreign_layout(array: np.ndarray) -> np.ndarray:
+    """One of our arrays in PyTorch's layout, but that a 1x1 convolution is written as a linear layer [O, I]."""
+    array = np.asarray(array)
+    if array.ndim == 3:
+        array = array[:, :, None]  # depthwise: [h, w, 1, C]
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def foreign_weights(name: str, params: Mapping, batch_stats: Mapping) -> dict[str, np.ndarray]:
+    """The weights of a classifier by the names, and in the layout, of the project that its pretrained ones come from.
+
+    Args:
+      name: in `NAMINGS`.
+      params, batch_stats: of a network whose backbone lies under "backbone".
+    """
+    dialect = NAMINGS[name].dialects[0]
+    trees = [traverse_util.flatten_dict(tree["backbone"]) for tree in (params, batch_stats) if "backbone" in tree]
+    return {foreign_name(path, dialect): to_foreign_layout(array) for tree in trees for path, array in tree.items()}
+
+
 def match_weights(
     weights: Mapping[str, np.ndarray], ours: Mapping[tuple[str, ...], Any], naming: Naming, where: str
 ) -> dict[tuple[str, ...], np.ndarray]:

@@ -12,6 +12,7 @@ from selfexplain_jax.config import base_config
 from selfexplain_jax.types import UserError
 
 MAY_CHANGE = (
+    "benchmark",
     "comparison",
     "data.data_dir",
     "data.eval_split",

@@ -1,0 +1,94 @@
+"""What a function costs as XLA compiles it: floating-point operations, and memory. Both hold on any machine.
+
+XLA counts the body of a loop once, however often it runs. Here every loop counts as often as it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+_MEMORY = {
+    "arguments": "argument_size_in_bytes",
+    "outputs": "output_size_in_bytes",
+    # Outputs that take the place of arguments: the donated state.
+    "shared": "alias_size_in_bytes",
+    "temporary": "temp_size_in_bytes",
+    "program": "generated_code_size_in_bytes",
+}
+
+
+def operations(function: Callable, *arguments: Any) -> float:
+    """Returns the floating-point operations of one call, as XLA counts those of the programs that it compiles.
+
+    With x(f) XLA's number for f, in which each loop has run once, ops(f) = x(f) + sum over the loops directly in f of
+    length * ops(body) - x(body). Loops whose length no one knows before they run count once; what nobody uses of a
+    result does not count. Compiles f and every loop in it, and runs nothing.
+
+    Args:
+      function: pure; arrays that it carries are arguments of what is compiled, so that XLA computes nothing of them
+        beforehand.
+      *arguments: arrays, or their shapes and types.
+    """
+    jaxpr = _open(function, *arguments)
+    return _of_jaxpr(jaxpr)[0]
+
+
+def temporary_bytes(function: Callable, *arguments: Any) -> int:
+    """Returns the bytes that one call needs beside its arguments and its result; compiles and runs nothing."""
+    return memory_of(_compile(_open(function, *arguments)))["temporary"]
+
+
+def memory_of(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+    """What the compiler says of a program's memory in bytes: {"arguments", "outputs", "shared", "temporary", "program",
+    "total"}; None where the backend does not tell.
+    """
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    memory = {name: int(getattr(analysis, field)) for name, field in _MEMORY.items()}
+    return memory | {"total": sum(memory.values()) - 2 * memory["shared"]}
+
+
+def _open(function: Callable, *arguments: Any) -> core.Jaxpr:
+    """The function's jaxpr, with the arrays that it carries among the arguments, and without what is not used."""
+    closed = jax.make_jaxpr(function)(*arguments)
+
+    def open_function(carried, *flat):
+        return core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, carried))(*flat)
+
+    return _used(jax.make_jaxpr(open_function)(closed.consts, *jax.tree.leaves(arguments)).jaxpr)
+
+
+def _used(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """Without operations whose results nobody uses, as XLA leaves them out too."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
+def _compile(jaxpr: core.Jaxpr) -> jax.stages.Compiled:
+    shapes = [jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype) for variable in jaxpr.invars]
+    return jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, []))).lower(*shapes).compile()
+
+
+def _of_jaxpr(jaxpr: core.Jaxpr) -> tuple[float, float]:
+    """(all operations, XLA's number, in which loops run once)."""
+    seen = (_compile(jaxpr).cost_analysis() or {}).get("flops", 0.0)
+    total = seen
+    for length, body in _loops(jaxpr):
+        inside, once = _of_jaxpr(body)
+        total += length * inside - once
+    return total, seen
+
+
+def _loops(jaxpr: core.Jaxpr) -> Iterator[tuple[int, core.Jaxpr]]:
+    """(length, body) of the loops of known length that lie in no other loop, also in functions called on the way."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation.params["length"], equation.params["jaxpr"].jaxpr
+        elif equation.primitive.name != "while":
+            for inner in core.jaxprs_in_params(equation.params):
+                yield from _loops(inner)

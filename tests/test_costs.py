@@ -1,0 +1,45 @@
+"""Operations of products are known by hand, in loops and in loops in loops; memory is that of the compiled program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfexplain_jax import costs
+
+MATRIX = np.eye(16, dtype=np.float32)
+PRODUCT = 2 * 16**3
+
+
+def once(x):
+    return x @ MATRIX
+
+
+def five_times(x):
+    return jax.lax.fori_loop(0, 5, lambda _, y: y @ MATRIX, x)
+
+
+def three_times_five_times(x):
+    return jax.lax.scan(lambda y, _: (jax.jit(five_times)(y), None), x, length=3)[0] @ MATRIX
+
+
+def with_an_unused_loop(x):
+    return jax.lax.map(lambda row: (row, five_times(x)), x)[0] @ MATRIX
+
+
+@pytest.mark.parametrize(
+    ("function", "products"), [(once, 1), (five_times, 5), (three_times_five_times, 16), (with_an_unused_loop, 1)]
+)
+def test_loops_count_as_often_as_they_run(function, products):
+    # The loops' own counters and comparisons are a few operations more.
+    assert costs.operations(function, jnp.asarray(MATRIX)) == pytest.approx(products * PRODUCT, rel=0.01)
+
+
+def test_memory_is_what_a_call_needs_beside_its_arguments():
+    def through_a_large_array(x):
+        return jnp.sort(jnp.outer(x, x), axis=0).sum(axis=1)
+
+    few, many = (
+        costs.temporary_bytes(through_a_large_array, jax.ShapeDtypeStruct((n,), np.float32)) for n in (64, 256)
+    )
+    assert few >= 64 * 64 * 4 and 10 < many / few < 20
