@@ -19,8 +19,9 @@ import tqdm
 from absl import logging
 
 import selfexplain_jax
+from selfexplain_jax import examples
 from selfexplain_jax.data.pipeline import evaluation_batches
-from selfexplain_jax.metrics import add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
+from selfexplain_jax.metrics import METRICS, add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
 from selfexplain_jax.models import masking
 from selfexplain_jax.pictures import overlay, save_grid
 from selfexplain_jax.training.steps import denormalise
@@ -29,6 +30,8 @@ from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, Use
 
 PICTURE_CLASSES = 3
 """Present classes of a multi-label image that get a picture of their own mask, at most."""
+TARGET_MASK = "mask"
+"""What examples.json calls the masks that are evaluated."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "scikit-learn")
 """Packages whose versions stand in results.json."""
 
@@ -39,6 +42,7 @@ def evaluate(
     config: ml_collections.ConfigDict,
     *,
     pictures_dir: str | os.PathLike | None = None,
+    examples_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Returns the metrics of a predictor on `config.data.eval_split`.
 
@@ -50,6 +54,7 @@ def evaluate(
       dataset: it and the predictor must agree on classes and image size.
       config: `config.data`, `config.evaluation` and `config.seed` are read.
       pictures_dir: folder that gets `pictures.png`; None: no pictures.
+      examples_dir: folder that gets `examples.json` and `examples.npz`, see `examples.py`; None: they are not kept.
 
     Returns:
       {name: number, or list for a curve}, and "counts" {name: examples (or pairs of example and class) behind the
@@ -74,6 +79,12 @@ def evaluate(
         logging.info("Training the classifiers of the encoding audit, audit_steps = %d.", settings.audit_steps)
         classifiers = audit.train_audit(lambda batch: view.target_mask(predictor, batch), dataset, config)
 
+    collector = None
+    if examples_dir is not None and settings.examples:
+        methods = [] if predictor.masks is None else [TARGET_MASK]
+        collector = examples.Collector(
+            info.class_names, methods, TARGET_MASK if methods else None, settings.examples, batches.positions
+        )
     pairs, tables, drawn = {}, [], []
     # Evenly spaced, because many splits are sorted by class.
     shown = min(settings.pictures if pictures_dir is not None else 0, batches.num_examples)
@@ -90,8 +101,13 @@ def evaluate(
         real = np.flatnonzero(seen.batch["valid"] > 0)
         tables.append((seen.predictions["image"].probabilities[real], seen.batch["label"][real]))
         drawn += [_picture_row(seen, row, config, info) for row in real if int(seen.batch["index"][row]) in to_draw]
+        if collector is not None:
+            _collect(collector, seen, real, config, info)
     if drawn:
         _draw(pathlib.Path(pictures_dir) / "pictures.png", drawn)
+    if collector is not None:
+        source = dataset.source(config.data.eval_split)
+        examples.write(pathlib.Path(examples_dir), collector.examples(lambda position: str(source[position]["id"])))
     return _finish(pairs, tables, info)
 
 
@@ -261,6 +277,39 @@ def _finish(pairs: Mapping[str, SumCount], tables: list, info: DatasetInfo) -> d
             gap = metrics[name] - metrics[f"{name}_ground_truth"]
             metrics[f"{name.removesuffix('_accuracy').removesuffix('_rate')}_gap"] = gap
     return metrics
+
+
+def _collect(
+    collector: examples.Collector, seen: view.View, real: np.ndarray, config: ml_collections.ConfigDict, info: DatasetInfo
+) -> None:
+    """Hands the batch's rows `real` to the collector."""
+    batch, image, iou = seen.batch, seen.predictions["image"], [None] * len(seen.truth)
+    if seen.target is not None and info.has_masks:
+        values, defined = (np.asarray(array) for array in METRICS["iou"](seen.target, seen.truth, seen.weight))
+        iou = np.where(defined, values, None)
+    place_of = {int(batch["index"][row]): row for row in real}
+    parts_seen = {part: seen.predictions[part] for part in ("object", "background") if part in seen.predictions}
+    rows = {
+        position: examples.row_of(
+            batch["label"][row],
+            {config.method: (image.probabilities[row], image.decided[row])},
+            {} if seen.target is None else {TARGET_MASK: iou[row]},
+            {part: prediction.probabilities[row] for part, prediction in parts_seen.items()},
+        )
+        for position, row in place_of.items()
+    }
+
+    def draw(position: int) -> examples.Kept:
+        row = place_of[position]
+        pixels = np.asarray(denormalise(batch["image"][row : row + 1], config))[0]
+        if seen.target is None:
+            return examples.keep(pixels, batch["mask"][row], np.full(1, -1), np.zeros((0, 1, *pixels.shape[:2])))
+        class_ids = seen.class_ids[row, : examples.CLASSES_PER_IMAGE]
+        named = (batch["label"][row, class_ids] > 0) | (image.decided[row, class_ids] > 0)
+        maps = seen.masks[row, : len(class_ids)][None]  # [1, k, H, W]
+        return examples.keep(pixels, batch["mask"][row], np.where(named, class_ids, -1), maps)
+
+    collector.add(rows, draw)
 
 
 def _picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, Any]:

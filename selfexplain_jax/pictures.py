@@ -44,6 +44,7 @@ def save_grid(
     columns: Mapping[str, Sequence[np.ndarray | None]],
     row_titles: Sequence[str] | None = None,
     cell_titles: Mapping[str, Sequence[str]] | None = None,
+    also: Sequence[str] = (),
 ) -> None:
     """Writes a figure with one row per example and one titled column per kind of picture.
 
@@ -53,6 +54,7 @@ def save_grid(
         (float in 0..1, black to white), or None for an empty cell.
       row_titles: text at the left of each row.
       cell_titles: {column title: text above each of its cells}.
+      also: suffixes of further files of the same name, such as ".pdf", whose text stays text.
 
     Raises:
       UserError: no pictures, columns of different lengths, or a picture with a NaN.
@@ -86,7 +88,15 @@ def save_grid(
             axis.imshow(_drawable(picture, title, row), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    for suffix in (path.suffix, *also):
+        save_figure(figure, path.with_suffix(suffix))
+
+
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a figure; a PDF gets its fonts whole (TrueType), which publishers ask for, and no date."""
+    pdf = path.suffix == ".pdf"
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(path, dpi=300 if pdf else figure.dpi, metadata={"CreationDate": None} if pdf else None)
 
 
 def _drawable(picture: np.ndarray, title: str, row: int) -> np.ndarray:

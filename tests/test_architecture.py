@@ -24,6 +24,7 @@ ROOMS = [
     ("training",),
     ("attribution",),
     ("metrics",),
+    ("examples",),
     ("evaluate", "explain", "maps", "report"),
     ("compare",),
     ("compile", "benchmark"),

@@ -45,10 +45,12 @@ def comparison_rows(results: Mapping[str, Any], numbers: Sequence[str] | None = 
 def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
     """Returns the comparison as a Markdown table, the best of each column in bold, with what failed below it.
 
-    Controls do not compete. Numbers that depend on the model behind a method have a best one for each model.
+    Controls do not compete. Numbers that depend on the classifier behind a method have a best one for each classifier;
+    an Explainer's masks are held against other maps of the classifier that they explain.
     """
     header, rows = comparison_rows(results, numbers)
-    best = _best_cells(header, rows, results.get("controls", ()), results.get("asks_the_model", ()))
+    asked = [row.get("asks", row["model"]) for row in results["methods"].values()]
+    best = _best_cells(header, rows, asked, results.get("controls", ()), results.get("asks_the_model", ()))
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
     for number, row in enumerate(rows):
         cells = [_cell(value, (number, place) in best) for place, value in enumerate(row)]
@@ -83,14 +85,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _best_cells(header: list[str], rows: list[list], controls: Sequence[str], own_model: Sequence[str]) -> set:
-    """Returns {(row, column)} of the best values among methods; of numbers in `own_model` among those of one model."""
+def _best_cells(
+    header: list[str], rows: list[list], asked: list[str], controls: Sequence[str], own_model: Sequence[str]
+) -> set:
+    """Returns {(row, column)} of the best values among methods; of numbers in `own_model` among those asking alike."""
     best = set()
     for place, name in enumerate(header):
         groups: dict[str, list[int]] = {}
         for number, row in enumerate(rows):
             if _is_number(row[place]) and row[0] not in controls and name not in NO_CONTEST:
-                groups.setdefault(row[1] if name in own_model else "", []).append(number)
+                groups.setdefault(asked[number] if name in own_model else "", []).append(number)
         for group in groups.values():
             if len(group) > 1:
                 values = [rows[number][place] for number in group]
