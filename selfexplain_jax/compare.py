@@ -24,6 +24,7 @@ from selfexplain_jax import evaluate, examples, maps
 from selfexplain_jax.attribution import METHODS, build_method
 from selfexplain_jax.config import load_config
 from selfexplain_jax.data import build_dataset
+from selfexplain_jax.files import write_whole
 from selfexplain_jax.metrics import METRICS as MASK_METRICS
 from selfexplain_jax.metrics import add, parts, segmentation, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
@@ -33,7 +34,6 @@ from selfexplain_jax.training import loop
 from selfexplain_jax.training.checkpoint import fingerprint, saved_config
 from selfexplain_jax.training.state import make_predictor
 from selfexplain_jax.training.steps import denormalise
-from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
 
 OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
@@ -325,7 +325,7 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
 def keep_examples(
     columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path
 ) -> None:
-    """Writes WORKDIR/examples.json and .npz, see `examples.py`; the first method that is no control ranks the images."""
+    """Writes WORKDIR/examples.json and .npz, see `examples.py`; the first method that is no control ranks images."""
     batches, count = maps.evaluation(dataset, config), config.evaluation.examples
     if not count:
         return

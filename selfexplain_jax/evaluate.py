@@ -21,11 +21,22 @@ from absl import logging
 import selfexplain_jax
 from selfexplain_jax import examples
 from selfexplain_jax.data.pipeline import evaluation_batches
-from selfexplain_jax.metrics import METRICS, add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
+from selfexplain_jax.files import write_whole
+from selfexplain_jax.metrics import (
+    METRICS,
+    add,
+    audit,
+    class_sums,
+    classification,
+    mask_sums,
+    mean,
+    parts,
+    segmentation,
+    view,
+)
 from selfexplain_jax.models import masking
 from selfexplain_jax.pictures import overlay, save_grid
 from selfexplain_jax.training.steps import denormalise
-from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, UserError
 
 PICTURE_CLASSES = 3
@@ -280,7 +291,11 @@ def _finish(pairs: Mapping[str, SumCount], tables: list, info: DatasetInfo) -> d
 
 
 def _collect(
-    collector: examples.Collector, seen: view.View, real: np.ndarray, config: ml_collections.ConfigDict, info: DatasetInfo
+    collector: examples.Collector,
+    seen: view.View,
+    real: np.ndarray,
+    config: ml_collections.ConfigDict,
+    info: DatasetInfo,
 ) -> None:
     """Hands the batch's rows `real` to the collector."""
     batch, image, iou = seen.batch, seen.predictions["image"], [None] * len(seen.truth)

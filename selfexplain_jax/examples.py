@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from selfexplain_jax.training.writers import write_whole
+from selfexplain_jax.files import write_whole
 from selfexplain_jax.types import VOID, UserError
 
 IMAGE_SIDE, MAP_SIDE = 256, 128
@@ -220,7 +220,9 @@ def read(folder: pathlib.Path) -> Examples | None:
         }
         return Examples(told["class_names"], told["methods"], told["ranked_by"], rows, each)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile) as error:
-        raise UserError(f"Cannot read {table} and {pictures.name} ({error}). Evaluate again, or delete both.") from error
+        raise UserError(
+            f"Cannot read {table} and {pictures.name} ({error}). Evaluate again, or delete both."
+        ) from error
 
 
 def unannotated(mask: np.ndarray) -> bool:
@@ -233,4 +235,6 @@ def _reduced(picture: np.ndarray, side: int, interpolation: int = cv2.INTER_AREA
     scale = side / max(height, width)
     if scale >= 1:
         return picture
-    return cv2.resize(picture, (max(round(width * scale), 1), max(round(height * scale), 1)), interpolation=interpolation)
+    return cv2.resize(
+        picture, (max(round(width * scale), 1), max(round(height * scale), 1)), interpolation=interpolation
+    )

@@ -19,8 +19,8 @@ from absl import logging
 
 from selfexplain_jax.attribution import ground_truth
 from selfexplain_jax.data.pipeline import EvaluationBatches, evaluation_batches
+from selfexplain_jax.files import write_whole
 from selfexplain_jax.metrics import parts, view
-from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import Batch, Dataset, Predictor, UserError
 
 

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "selfexplain_jax"
 ROOMS = [
     ("__init__",),
     ("types",),
+    ("files",),
     ("config",),
     ("recipes",),
     ("pictures",),

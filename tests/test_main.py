@@ -251,7 +251,7 @@ def test_overrides_reach_the_config(config_file):
 def test_help_lists_the_flags(capsys):
     assert command("--help") == 0
     out = capsys.readouterr().out
-    assert "--workdir" in out and "--mode: <train|evaluate|explain|compile|benchmark>" in out
+    assert "--workdir" in out and "--mode: <train|evaluate|explain|report|compile|benchmark>" in out
 
 
 @pytest.mark.parametrize(

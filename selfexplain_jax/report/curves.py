@@ -1,4 +1,4 @@
-"""Training curves as small drawings: one chart for each logged number, a line for each run; and as a figure to print."""
+"""Training curves as small drawings, a chart for each logged number and a line for each run; also as a figure."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ def chart(name: str, lines: Mapping[str, Line], start: int | None = None) -> Cha
 
     return Chart(
         name,
-        [(run, path(line), [(step, value) for step, value in line if math.isfinite(value)]) for run, line in lines.items()],
+        [
+            (run, path(line), [(step, value) for step, value in line if math.isfinite(value)])
+            for run, line in lines.items()
+        ],
         [(x(tick), f"{tick:.4g}") for tick in ticks(0, last, 4)],
         [(y(tick), f"{tick:.3g}") for tick in ticks(low, high, 4)],
         last,

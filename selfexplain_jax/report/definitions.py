@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 
 DEFINITIONS = {
-    "accuracy": "Share of images that are classified rightly: the highest score is the label's, or, with several labels, "
+    "accuracy": "Share of images that are classified rightly: the highest score is the label's or, with several, "
     "exactly the present classes have a probability above .5.",
     "label_f1_macro": "F1 of the predicted labels per class, averaged over classes.",
     "label_f1_micro": "F1 of the predicted labels, all classes pooled.",
-    "mean_average_precision": "Area under precision over recall as an image's classes are ranked, averaged over classes.",
+    "mean_average_precision": "Area under precision over recall as images are ranked for a class, mean over classes.",
     "object_accuracy": "Accuracy on the image seen through its own mask; _INFILL says what fills the rest.",
-    "background_accuracy": "Accuracy on what is left without the masked object. Chance is one in the number of classes.",
-    "background_entropy": "Entropy of the prediction on what is left without the object, 1 where nothing is recognised.",
+    "background_accuracy": "Accuracy on what is left without the masked object; low is good, chance is 1/C.",
+    "background_entropy": "Entropy of the prediction without the object; 1 where nothing is recognised.",
     "background_probability": "Probability of the label on what is left without the object.",
     "object_probability": "Probability of the label where the masked object alone is shown.",
-    "saliency_score": "Log of the mask's area (at least .05) minus log of the label's probability on the masked object.",
+    "saliency_score": "Log of the mask's area (at least .05) minus log of the label's probability on it; low is good.",
     "iou": "Overlap of the pixels with a mask above .5 and the annotated object: intersection over union.",
     "f1": "F1 of the pixels with a mask above .5 against the annotated object.",
     "iou_predicted": "The same overlap for the mask of the predicted classes in the place of the true ones.",
@@ -45,9 +45,9 @@ DEFINITIONS = {
     "class_specific_own": "Probability of a class seen through its own mask.",
     "class_specific_other": "Probability of a class seen through another class's mask.",
     "class_specific_unmasked": "Probability of a class on the whole image.",
-    "swap_owner_rate": "How often a mask that is laid over an image of another class makes that image the mask's class.",
+    "swap_owner_rate": "How often a mask, laid over an image of another class, makes that image the mask's class.",
     "swap_pixel_rate": "How often an image that is seen through another image's mask is still recognised.",
-    "swap_owner_gap": "swap_owner_rate minus the same rate with true outlines: the class that the mask adds to its shape.",
+    "swap_owner_gap": "swap_owner_rate minus the same with true outlines: what masks tell beyond the object's shape.",
     "mask_only_accuracy": "Accuracy of a small classifier that sees masks alone.",
     "mask_only_gap": "mask_only_accuracy minus the same for true outlines.",
     "evaluator_accuracy": "Accuracy on masked objects of a separate classifier, trained under random masks.",

@@ -52,7 +52,7 @@ def _mask_only(metrics, counts) -> dict[str, str]:
     rate, truth = metrics["mask_only_accuracy"], metrics.get("mask_only_accuracy_ground_truth")
     text = f"A small classifier that sees nothing but masks names the class in {rate:.1%} of the images"
     if truth is not None:
-        text += f"; one that sees true outlines does in {truth:.1%}, so what the masks tell beyond that is {rate - truth:+.1%}"
+        text += f"; one that sees true outlines does in {truth:.1%}, a difference of {100 * (rate - truth):+.1f} points"
     return {
         "title": "Masks alone",
         "text": text + ".",
@@ -89,8 +89,8 @@ def failure_findings(kept: Examples) -> dict[str, Any]:
     """Returns how often and where predictions and masks fail, over all images of the split.
 
     Returns:
-      {"images", "wrong": how many, "confusions": [(label, named, times)] the most frequent first, "histogram": images by
-      IoU in IOU_BINS equal steps of 0..1 (empty without annotation), "below_half": images with an IoU below .5,
+      {"images", "wrong": how many, "confusions": [(label, named, times)] the most frequent first, "histogram": images
+      by IoU in IOU_BINS equal steps of 0..1 (empty without annotation), "below_half": images with an IoU below .5,
       "measured": images with an IoU}.
     """
     names, pairs = kept.class_names, collections.Counter()

@@ -110,7 +110,13 @@ def make_card(kept: Examples, position: int, kinds: list[str], quality: Quality)
         present = class_id in row["labels"]
         annotation = _annotation(pictures, class_id, quality) if present else None
         classes.append(
-            {"id": class_id, "name": kept.class_names[class_id], "present": present, "annotation": annotation, "maps": maps}
+            {
+                "id": class_id,
+                "name": kept.class_names[class_id],
+                "present": present,
+                "annotation": annotation,
+                "maps": maps,
+            }
         )
     image = data_uri(pictures.image, quality.image_side, quality.level)
     return Card(position, pictures.identifier, row["labels"], row, image, kinds, classes)

@@ -14,15 +14,14 @@ from typing import Any
 
 import cv2
 import jinja2
-import markupsafe
 
 from selfexplain_jax.config import base_config
+from selfexplain_jax.files import write_whole
 from selfexplain_jax.report import curves, findings, gallery, tables
 from selfexplain_jax.report.definitions import definition
 from selfexplain_jax.report.latex import comparison_latex
 from selfexplain_jax.report.runs import Run, read_run
 from selfexplain_jax.report.spread import comparisons_as_one, run_as_comparison
-from selfexplain_jax.training.writers import write_whole
 from selfexplain_jax.types import UserError
 
 MOST_TRAINING_PICTURES = 12
@@ -38,8 +37,8 @@ def write_report(workdir: str | os.PathLike, others: Sequence[str | os.PathLike]
 
     Args:
       workdir: folder with results.json, comparison.json or metrics.jsonl.
-      others: folders of further runs. Numbers of those whose config differs in the seed alone, and those of comparisons,
-        become means with their spread; other runs get rows of their own.
+      others: folders of further runs. Numbers of those whose config differs in the seed alone, and those of
+        comparisons, become means with their spread; other runs get rows of their own.
 
     Returns:
       The files, the page first.
@@ -129,9 +128,8 @@ def render(
         class_choices=class_choices(run, cards),
         definitions=[(number, definition(number)) for number in numbers if definition(number)],
         chart_size=(curves.WIDTH, curves.HEIGHT, curves.LEFT, curves.BOTTOM, curves.TOP, curves.RIGHT),
-        # Both come from files of this package and hold nothing from outside.
-        script=markupsafe.Markup(script),
-        style=markupsafe.Markup(style),
+        script=script,
+        style=style,
         script_hash=content_hash(script),
         style_hash=content_hash(style),
     )
@@ -204,7 +202,9 @@ def table_view(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
         }
         for number, row in enumerate(rows)
     ]
-    failed = [(label, len(row["failures"]), row["failures"][0]) for label, row in table["methods"].items() if row["failures"]]
+    failed = [
+        (label, len(row["failures"]), row["failures"][0]) for label, row in table["methods"].items() if row["failures"]
+    ]
     return {"name": name, "columns": columns, "rows": lines, "failed": failed, "images": table.get("images")}
 
 

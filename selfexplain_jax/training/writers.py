@@ -6,7 +6,6 @@ On many hosts only the first one writes; on the others every call does nothing.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -18,6 +17,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 from absl import logging
+
+from selfexplain_jax.files import write_whole
 
 
 class MetricWriter:
@@ -79,17 +80,6 @@ def drop_lines_after(path: pathlib.Path, step: int) -> None:
     if len(kept) < len(lines):
         logging.info("Took %d lines of steps after %d out of %s.", len(lines) - len(kept), step, path)
         write_whole(path, "".join(line + "\n" for line in kept).encode())
-
-
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def picture_grid(columns: list[np.ndarray], gap: int = 2) -> np.ndarray:
