@@ -113,7 +113,7 @@ def render(
         facts=facts(run, every),
         changed=changed_settings(config) if config else [],
         config=json.dumps(config, indent=2, sort_keys=True),
-        headlines=[(n, text(v), definition(n)) for n, v in headline_values(shown).items()],
+        headlines=headlines(shown),
         charts=curves.charts(lines, starts),
         run_names=list(lines),
         views=views,
@@ -182,11 +182,15 @@ def changed_settings(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def table_view(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what the page shows of a table: columns, rows of cells, and what failed."""
+    main = tables.headline_numbers(table)
     header, rows = tables.comparison_rows(table)
-    best, headlines = tables.best_cells(table, header, rows), {*tables.headline_numbers(table), "seconds_per_image"}
+    # The main numbers first, the others in the order in which they were measured.
+    numbers = [*main, *(name for name in header[2:-1] if name not in (*main, "seconds_per_image"))]
+    header, rows = tables.comparison_rows(table, numbers)
+    best, main = tables.best_cells(table, header, rows), {*main, "seconds_per_image"}
     controls = set(table.get("controls", ()))
     columns = [
-        {"name": n, "contest": tables.contest(n), "headline": n in headlines, "known": bool(definition(n))}
+        {"name": n, "contest": tables.contest(n), "headline": n in main, "known": bool(definition(n))}
         for n in header[2:]
     ]
     if any(row["failures"] for row in table["methods"].values()):
@@ -208,12 +212,17 @@ def table_view(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "columns": columns, "rows": lines, "failed": failed, "images": table.get("images")}
 
 
-def headline_values(shown: Mapping[str, dict]) -> dict[str, float]:
-    """Returns the headline numbers of the first run's own masks; nothing for a comparison, whose table says it."""
+def headlines(shown: Mapping[str, dict]) -> list[tuple[str, str, str, str]]:
+    """Returns (name, value, its spread or "", what it means) of the main numbers of the first run's own masks.
+
+    Of a comparison there are none: its table says it.
+    """
     if "comparison" in shown or "results" not in shown:
-        return {}
+        return []
     metrics = next(iter(shown["results"]["methods"].values()))["metrics"]
-    return {name: metrics[name] for name in tables.HEADLINES if name in metrics}
+    found = {name: metrics[name] for name in tables.HEADLINES if name in metrics}
+    spreads = {name: f"{value.deviation:.1g}" for name, value in found.items() if hasattr(value, "deviation")}
+    return [(n, f"{float(v):.3g}", spreads.get(n, ""), definition(n)) for n, v in found.items()]
 
 
 def training_views(run: Run) -> list[tuple[int, str]]:
