@@ -209,7 +209,8 @@ def read(folder: pathlib.Path) -> Examples | None:
     try:
         told = json.loads(table.read_text())
         kept = {int(position): identifier for position, identifier in told["kept"].items()}
-        with np.load(pictures, allow_pickle=False) as stored:
+        # Read first: NumPy leaves a damaged file open.
+        with np.load(io.BytesIO(pictures.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         if arrays.pop("position").tolist() != list(kept):
             raise ValueError("they are from two evaluations")

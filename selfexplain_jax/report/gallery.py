@@ -13,10 +13,10 @@ from selfexplain_jax.examples import Examples, Kept, lowest_iou, unannotated, wr
 from selfexplain_jax.pictures import overlay
 from selfexplain_jax.types import VOID
 
-BUDGET = 13 * 2**20
-"""Bytes that the gallery may take: what is left of 15 MB beside it is text and pictures of the training."""
-LOSSLESS_SIDE = 96
-"""Pictures up to this side are kept to the pixel: they are shown enlarged."""
+BUDGET = 11 * 2**20
+"""Bytes that the gallery's pictures may take: what is left of 15 MB is for text and pictures of the training."""
+LOSSLESS_SIDE, LOSSLESS_LEVEL = 96, 60
+"""Pictures up to this side are kept to the pixel, because they are shown enlarged, down to this quality of the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ def data_uri(picture: np.ndarray, side: int, quality: int) -> str:
         size = (max(round(width * scale), 1), max(round(height * scale), 1))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     # Above 100 OpenCV encodes without loss.
-    level = 101 if max(picture.shape[:2]) <= LOSSLESS_SIDE and quality >= LADDER[1].level else quality
+    level = 101 if max(picture.shape[:2]) <= LOSSLESS_SIDE and quality >= LOSSLESS_LEVEL else quality
     _, content = cv2.imencode(".webp", picture[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, level])
     return f"data:image/webp;base64,{base64.b64encode(content.tobytes()).decode()}"
 
