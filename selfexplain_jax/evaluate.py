@@ -19,11 +19,10 @@ import tqdm
 from absl import logging
 
 import selfexplain_jax
-from selfexplain_jax import examples
+from selfexplain_jax import examples, image_rows
 from selfexplain_jax.data.pipeline import evaluation_batches
 from selfexplain_jax.files import write_whole
 from selfexplain_jax.metrics import (
-    METRICS,
     add,
     audit,
     class_sums,
@@ -35,14 +34,8 @@ from selfexplain_jax.metrics import (
     view,
 )
 from selfexplain_jax.models import masking
-from selfexplain_jax.pictures import overlay, save_grid
-from selfexplain_jax.training.steps import denormalise
 from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, UserError
 
-PICTURE_CLASSES = 3
-"""Present classes of a multi-label image that get a picture of their own mask, at most."""
-TARGET_MASK = "mask"
-"""What examples.json calls the masks that are evaluated."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "scikit-learn")
 """Packages whose versions stand in results.json."""
 
@@ -92,9 +85,9 @@ def evaluate(
 
     collector = None
     if examples_dir is not None and settings.examples:
-        methods = [] if predictor.masks is None else [TARGET_MASK]
+        methods = [] if predictor.masks is None else [image_rows.TARGET_MASK]
         collector = examples.Collector(
-            info.class_names, methods, TARGET_MASK if methods else None, settings.examples, batches.positions
+            info.class_names, methods, image_rows.TARGET_MASK if methods else None, settings.examples, batches.positions
         )
     pairs, tables, drawn = {}, [], []
     # Evenly spaced, because many splits are sorted by class.
@@ -111,11 +104,13 @@ def evaluate(
             pairs = add(pairs, _audit(classifiers, seen, info))
         real = np.flatnonzero(seen.batch["valid"] > 0)
         tables.append((seen.predictions["image"].probabilities[real], seen.batch["label"][real]))
-        drawn += [_picture_row(seen, row, config, info) for row in real if int(seen.batch["index"][row]) in to_draw]
+        drawn += [
+            image_rows.picture_row(seen, row, config, info) for row in real if int(seen.batch["index"][row]) in to_draw
+        ]
         if collector is not None:
-            _collect(collector, seen, real, config, info)
+            image_rows.collect(collector, seen, real, config, info)
     if drawn:
-        _draw(pathlib.Path(pictures_dir) / "pictures.png", drawn)
+        image_rows.draw_rows(pathlib.Path(pictures_dir) / "pictures.png", drawn)
     if collector is not None:
         source = dataset.source(config.data.eval_split)
         examples.write(pathlib.Path(examples_dir), collector.examples(lambda position: str(source[position]["id"])))
@@ -288,77 +283,6 @@ def _finish(pairs: Mapping[str, SumCount], tables: list, info: DatasetInfo) -> d
             gap = metrics[name] - metrics[f"{name}_ground_truth"]
             metrics[f"{name.removesuffix('_accuracy').removesuffix('_rate')}_gap"] = gap
     return metrics
-
-
-def _collect(
-    collector: examples.Collector,
-    seen: view.View,
-    real: np.ndarray,
-    config: ml_collections.ConfigDict,
-    info: DatasetInfo,
-) -> None:
-    """Hands the batch's rows `real` to the collector."""
-    batch, image, iou = seen.batch, seen.predictions["image"], [None] * len(seen.truth)
-    if seen.target is not None and info.has_masks:
-        values, defined = (np.asarray(array) for array in METRICS["iou"](seen.target, seen.truth, seen.weight))
-        iou = np.where(defined, values, None)
-    place_of = {int(batch["index"][row]): row for row in real}
-    parts_seen = {part: seen.predictions[part] for part in ("object", "background") if part in seen.predictions}
-    rows = {
-        position: examples.row_of(
-            batch["label"][row],
-            {config.method: (image.probabilities[row], image.decided[row])},
-            {} if seen.target is None else {TARGET_MASK: iou[row]},
-            {part: prediction.probabilities[row] for part, prediction in parts_seen.items()},
-        )
-        for position, row in place_of.items()
-    }
-
-    def draw(position: int) -> examples.Kept:
-        row = place_of[position]
-        pixels = np.asarray(denormalise(batch["image"][row : row + 1], config))[0]
-        if seen.target is None:
-            return examples.keep(pixels, batch["mask"][row], np.full(1, -1), np.zeros((0, 1, *pixels.shape[:2])))
-        class_ids = seen.class_ids[row, : examples.CLASSES_PER_IMAGE]
-        named = (batch["label"][row, class_ids] > 0) | (image.decided[row, class_ids] > 0)
-        maps = seen.masks[row, : len(class_ids)][None]  # [1, k, H, W]
-        return examples.keep(pixels, batch["mask"][row], np.where(named, class_ids, -1), maps)
-
-    collector.add(rows, draw)
-
-
-def _picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, Any]:
-    """Returns {"title": true classes, "pictures": {column: array or None}, "titles": {column: text}} of an example."""
-
-    def visible(images):
-        return np.asarray(denormalise(images[row : row + 1], config))[0]
-
-    def text(prediction):
-        best = np.flatnonzero(prediction.decided[row])[:PICTURE_CLASSES]
-        return "\n".join(f"{info.class_names[c]} {prediction.probabilities[row, c]:.2f}" for c in best) or "none"
-
-    batch, predictions = seen.batch, seen.predictions
-    image = visible(batch["image"])
-    pictures, titles = {"image": image}, {"image": text(predictions["image"])}
-    if info.has_masks:
-        pictures["ground truth"] = np.where(seen.weight[row] > 0, seen.truth[row], 0.5)
-    if seen.target is not None:
-        pictures |= {"target mask": seen.target[row], "overlay": overlay(image, seen.target[row])}
-        for part in ("object", "background"):
-            pictures[part], titles[part] = visible(seen.shown[part]), text(predictions[part])
-        for place in range(min(PICTURE_CLASSES, seen.class_ids.shape[1]) if info.multilabel else 0):
-            class_id, column = seen.class_ids[row, place], f"class {place + 1}"
-            present = batch["label"][row, class_id] > 0
-            pictures[column] = seen.masks[row, place] if present else None
-            titles[column] = info.class_names[class_id] if present else ""
-    names = [info.class_names[c] for c in np.flatnonzero(batch["label"][row])]
-    return {"title": "\n".join(names[:PICTURE_CLASSES]), "pictures": pictures, "titles": titles}
-
-
-def _draw(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    columns = {column: [row["pictures"][column] for row in rows] for column in rows[0]["pictures"]}
-    titles = {column: [row["titles"][column] for row in rows] for column in rows[0]["titles"]}
-    save_grid(path, columns, [row["title"] for row in rows], titles)
 
 
 def finite(value: Any, name: str) -> Any:

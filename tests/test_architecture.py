@@ -26,6 +26,7 @@ ROOMS = [
     ("attribution",),
     ("metrics",),
     ("examples",),
+    ("image_rows",),
     ("evaluate", "explain", "maps", "report"),
     ("compare",),
     ("compile", "benchmark"),

@@ -115,16 +115,16 @@ def test_a_comparison(browser, pages):
     [deletion] = [th for th in find("#numbers thead th") if th.text.startswith("deletion")]
     iou.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
     assert order() == ["learned", "rise", "grad_cam", "centre"] and iou.get_attribute("aria-sort") == "descending"
-    iou.find_element(By.TAG_NAME, "button").click()
+    iou.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
     assert order() == ["centre", "grad_cam", "rise", "learned"] and iou.get_attribute("aria-sort") == "ascending"
-    deletion.find_element(By.TAG_NAME, "button").click()
+    deletion.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
     assert order() == ["grad_cam", "learned", "centre", "rise"] and iou.get_attribute("aria-sort") == "none"
     assert [cell.text for cell in find("#numbers td.best")][0].endswith("★")
     assert ATTACK in find("#numbers .note")[0].text
     # Numbers that are no headlines come when they are asked for.
     hidden = [th for th in find("#numbers thead th") if "increase" in th.get_attribute("textContent")]
     assert not hidden[0].is_displayed()
-    find(".all-numbers")[0].click()
+    find(".all-numbers")[0].send_keys(Keys.SPACE)
     assert hidden[0].is_displayed()
 
     # Opacity: what lies over the photo.
@@ -147,7 +147,7 @@ def test_a_comparison(browser, pages):
     assert cards and all("wrong prediction" in card.text for card in cards)
     # Methods side by side, those that are wanted; one that failed says so.
     assert len(visible(cards[0].find_elements(By.CSS_SELECTOR, "[data-method]"))) == 4
-    find(".method")[1].click()
+    find(".method")[1].send_keys(Keys.SPACE)
     assert len(visible(cards[0].find_elements(By.CSS_SELECTOR, "[data-method]"))) == 3
     assert find(".none")
     check_quiet(browser, pages["comparison"])

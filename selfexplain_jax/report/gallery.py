@@ -16,7 +16,7 @@ from selfexplain_jax.types import VOID
 BUDGET = 11 * 2**20
 """Bytes that the gallery's pictures may take: what is left of 15 MB is for text and pictures of the training."""
 LOSSLESS_SIDE, LOSSLESS_LEVEL = 96, 60
-"""Pictures up to this side are kept to the pixel, because they are shown enlarged, down to this quality of the others."""
+"""Pictures up to this side are kept to the pixel, as they are shown enlarged, down to this quality of the others."""
 
 
 @dataclasses.dataclass(frozen=True)
