@@ -347,15 +347,20 @@ def _collect(collector, columns, number, batch, info, config, folder) -> None:
     """Hands a batch with the maps of all methods to the collector."""
     predictors = {column.model: column.predictor for column in columns}
     told = {model: view.predict(p, batch["image"], batch, info, "images") for model, p in predictors.items()}
-    truth, weight = segmentation.target_truth(batch["mask"], batch["label"]), segmentation.pixel_weights(batch["mask"])
+    with np.load(maps.map_path(folder, columns[0], number)) as stored:
+        class_ids = stored["class_ids"]  # [B, k], the same for every method
+    # Of an image's classes some may have no map: neither mask nor truth is theirs.
+    label = np.zeros_like(batch["label"])
+    np.put_along_axis(label, class_ids, np.take_along_axis(batch["label"], class_ids, axis=1), axis=1)
+    truth, weight = segmentation.target_truth(batch["mask"], label), segmentation.pixel_weights(batch["mask"])
     masks, finite, iou = [], [], {}
     for column in columns:
         with np.load(maps.map_path(folder, column, number)) as stored:
-            saliency, class_ids = stored["saliency"], stored["class_ids"]
+            saliency = stored["saliency"]
         finite.append(np.isfinite(saliency).all(axis=(2, 3)))  # [B, k]
         saliency = np.where(finite[-1][..., None, None], saliency, 0)
         masks.append(saliency if column.scaling == "as_is" else np.asarray(min_max(saliency)))
-        target = parts.union_of_classes(masks[-1], class_ids, batch["label"])
+        target = parts.union_of_classes(masks[-1], class_ids, label)
         value, defined = (np.asarray(array) for array in MASK_METRICS["iou"](target, truth, weight))
         iou[column.label] = np.where(defined & finite[-1].all(axis=1), value, None)
     place_of = {int(batch["index"][row]): row for row in np.flatnonzero(batch["valid"] > 0)}
