@@ -325,11 +325,12 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
 def keep_examples(
     columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path
 ) -> None:
-    """Writes WORKDIR/examples.json and .npz, see `examples.py`; the first method that is no control ranks images."""
+    """Writes WORKDIR/examples.json and .npz, see `examples.py`; learned masks rank the images, else the first method."""
     batches, count = maps.evaluation(dataset, config), config.evaluation.examples
     if not count:
         return
-    ranking = [column.label for column in columns if column.identity["method"] not in CONTROLS]
+    ranking = [c.label for c in columns if c.identity["method"] == "learned"]
+    ranking += [c.label for c in columns if c.identity["method"] not in CONTROLS]
     collector = examples.Collector(
         dataset.info.class_names,
         [column.label for column in columns],

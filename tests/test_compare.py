@@ -79,9 +79,9 @@ def test_all_methods_are_averaged_over_the_images_that_all_explain(tmp_path, mon
     assert 0.02 < rows["half"]["metrics"]["continuous_iou"] < 0.5
     assert (tmp_path / "pictures" / "comparison.png").is_file() and (tmp_path / "pictures" / "comparison.pdf").is_file()
     kept = examples.read(tmp_path)
-    assert kept.methods == ["ground_truth", "half", "broken"] and kept.ranked_by == "broken" and len(kept.kept) == 10
+    assert kept.methods == ["broken", "ground_truth", "half"] and kept.ranked_by == "broken" and len(kept.kept) == 10
     assert kept.rows[position]["iou"]["broken"] is None and kept.rows[position]["iou"]["ground_truth"] == 1.0
-    assert not kept.kept[position].drawn[2].any() and kept.kept[position].drawn[0, 0]
+    assert not kept.kept[position].drawn[0].any() and kept.kept[position].drawn[1, 0]
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
