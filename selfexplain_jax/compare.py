@@ -325,7 +325,7 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
 def keep_examples(
     columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path
 ) -> None:
-    """Writes WORKDIR/examples.json and .npz, see `examples.py`; learned masks rank the images, else the first method."""
+    """Writes WORKDIR/examples.json and .npz, see `examples.py`; learned masks rank images, else the first method."""
     batches, count = maps.evaluation(dataset, config), config.evaluation.examples
     if not count:
         return
