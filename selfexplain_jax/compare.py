@@ -20,17 +20,19 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from selfexplain_jax import evaluate, maps
+from selfexplain_jax import evaluate, examples, maps
 from selfexplain_jax.attribution import METHODS, build_method
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
 from selfexplain_jax.folders import in_bucket, write_whole
-from selfexplain_jax.metrics import add, view
+from selfexplain_jax.metrics import METRICS as MASK_METRICS
+from selfexplain_jax.metrics import add, parts, segmentation, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure, needs_of
 from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
 from selfexplain_jax.open_models import asked_models, model_settings, open_model
 from selfexplain_jax.pictures import overlay, save_grid
+from selfexplain_jax.training.steps import denormalise
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
 
 OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
@@ -84,6 +86,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
             }
         table[column.label] = row
     draw(columns, dataset, config, folder)
+    keep_examples(columns, dataset, config, folder)
     return {
         "methods": table,
         "images": total - len(left_out),
@@ -260,7 +263,7 @@ def see(
 
 
 def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-    """Writes WORKDIR/pictures/comparison.png: a row for each class of some images, a column for each method.
+    """Writes WORKDIR/pictures/comparison.png and .pdf: a row for each class of some images, a column for each method.
 
     Maps that are no masks are scaled to 0..1 one by one; a method that failed leaves its cell empty.
     """
@@ -286,7 +289,70 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
                 saliency = drawn[column.label][k]
                 mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
                 cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else None)
-    save_grid(folder / "pictures" / "comparison.png", cells, titles)
+    save_grid(folder / "pictures" / "comparison.png", cells, titles, also=(".pdf",))
+
+
+def keep_examples(
+    columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path
+) -> None:
+    """Writes WORKDIR/examples.json and .npz, see `examples.py`; learned masks rank images, else the first method."""
+    batches, count = maps.evaluation(dataset, config), config.evaluation.examples
+    if not count:
+        return
+    ranking = [c.label for c in columns if c.identity["method"] == "learned"]
+    ranking += [c.label for c in columns if c.identity["method"] not in CONTROLS]
+    collector = examples.Collector(
+        dataset.info.class_names,
+        [column.label for column in columns],
+        ranking[0] if ranking and dataset.info.has_masks else None,
+        count,
+        batches.positions,
+    )
+    for number, batch in maps.progress(batches, "examples"):
+        _collect(collector, columns, number, view.fill_padding(batch), dataset.info, config, folder)
+    source = dataset.source(config.data.eval_split)
+    examples.write(folder, collector.examples(lambda position: str(source[position]["id"])))
+
+
+def _collect(collector, columns, number, batch, info, config, folder) -> None:
+    """Hands a batch with the maps of all methods to the collector."""
+    predictors = {column.model: column.predictor for column in columns}
+    told = {model: view.predict(p, batch["image"], batch, info, "images") for model, p in predictors.items()}
+    with np.load(maps.map_path(folder, columns[0], number)) as stored:
+        class_ids = stored["class_ids"]  # [B, k], the same for every method
+    # Of an image's classes some may have no map: neither mask nor truth is theirs.
+    label = np.zeros_like(batch["label"])
+    np.put_along_axis(label, class_ids, np.take_along_axis(batch["label"], class_ids, axis=1), axis=1)
+    truth, weight = segmentation.target_truth(batch["mask"], label), segmentation.pixel_weights(batch["mask"])
+    masks, finite, iou = [], [], {}
+    for column in columns:
+        with np.load(maps.map_path(folder, column, number)) as stored:
+            saliency = stored["saliency"]
+        finite.append(np.isfinite(saliency).all(axis=(2, 3)))  # [B, k]
+        saliency = np.where(finite[-1][..., None, None], saliency, 0)
+        masks.append(saliency if column.scaling == "as_is" else np.asarray(min_max(saliency)))
+        target = parts.union_of_classes(masks[-1], class_ids, label)
+        value, defined = (np.asarray(array) for array in MASK_METRICS["iou"](target, truth, weight))
+        iou[column.label] = np.where(defined & finite[-1].all(axis=1), value, None)
+    place_of = {int(batch["index"][row]): row for row in np.flatnonzero(batch["valid"] > 0)}
+    rows = {
+        position: examples.row_of(
+            batch["label"][row],
+            {model: (seen.probabilities[row], seen.decided[row]) for model, seen in told.items()},
+            {label: values[row] for label, values in iou.items()},
+        )
+        for position, row in place_of.items()
+    }
+
+    def pictures_of(position: int) -> examples.Kept:
+        row = place_of[position]
+        image = np.asarray(denormalise(batch["image"][row : row + 1], config))[0]
+        ids = class_ids[row, : examples.CLASSES_PER_IMAGE]
+        ids = np.where(batch["label"][row, ids] > 0, ids, -1)
+        maps_of_row, drawn = (np.stack([array[row, : len(ids)] for array in arrays]) for arrays in (masks, finite))
+        return examples.keep(image, batch["mask"][row], ids, maps_of_row, drawn)
+
+    collector.add(rows, pictures_of)
 
 
 def _options(settings: ml_collections.ConfigDict) -> dict[str, dict]:

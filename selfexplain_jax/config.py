@@ -168,6 +168,8 @@ def base_config() -> ml_collections.ConfigDict:
     evaluation.audit_steps = 600
     # Pictures of images, masks and overlays that are written.
     evaluation.pictures = 16
+    # Images kept with their masks for the report page, at most: the worst, wrong predictions, and evenly spaced ones.
+    evaluation.examples = 100
 
     # --mode=evaluate with methods here compares them, see selfexplain_jax/compare.py.
     config.comparison = comparison = ml_collections.ConfigDict()

@@ -19,16 +19,23 @@ import tqdm
 from absl import logging
 
 import selfexplain_jax
+from selfexplain_jax import examples, image_rows
 from selfexplain_jax.data.pipeline import evaluation_batches
 from selfexplain_jax.folders import open_folder, write_whole
-from selfexplain_jax.metrics import add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
+from selfexplain_jax.metrics import (
+    add,
+    audit,
+    class_sums,
+    classification,
+    mask_sums,
+    mean,
+    parts,
+    segmentation,
+    view,
+)
 from selfexplain_jax.models import masking
-from selfexplain_jax.pictures import overlay, save_grid
-from selfexplain_jax.training.steps import denormalise
 from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, UserError
 
-PICTURE_CLASSES = 3
-"""Present classes of a multi-label image that get a picture of their own mask, at most."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "scikit-learn")
 """Packages whose versions stand in results.json."""
 
@@ -39,6 +46,7 @@ def evaluate(
     config: ml_collections.ConfigDict,
     *,
     pictures_dir: str | os.PathLike | None = None,
+    examples_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Returns the metrics of a predictor on `config.data.eval_split`.
 
@@ -50,6 +58,7 @@ def evaluate(
       dataset: it and the predictor must agree on classes and image size.
       config: `config.data`, `config.evaluation` and `config.seed` are read.
       pictures_dir: folder that gets `pictures.png`; None: no pictures.
+      examples_dir: folder that gets `examples.json` and `examples.npz`, see `examples.py`; None: they are not kept.
 
     Returns:
       {name: number, or list for a curve}, and "counts" {name: examples (or pairs of example and class) behind the
@@ -74,6 +83,12 @@ def evaluate(
         logging.info("Training the classifiers of the encoding audit, audit_steps = %d.", settings.audit_steps)
         classifiers = audit.train_audit(lambda batch: view.target_mask(predictor, batch), dataset, config)
 
+    collector = None
+    if examples_dir is not None and settings.examples:
+        methods = [] if predictor.masks is None else [image_rows.TARGET_MASK]
+        collector = examples.Collector(
+            info.class_names, methods, image_rows.TARGET_MASK if methods else None, settings.examples, batches.positions
+        )
     pairs, tables, drawn = {}, [], []
     # Evenly spaced, because many splits are sorted by class.
     shown = min(settings.pictures if pictures_dir is not None else 0, batches.num_examples)
@@ -89,9 +104,16 @@ def evaluate(
             pairs = add(pairs, _audit(classifiers, seen, info))
         real = np.flatnonzero(seen.batch["valid"] > 0)
         tables.append((seen.predictions["image"].probabilities[real], seen.batch["label"][real]))
-        drawn += [_picture_row(seen, row, config, info) for row in real if int(seen.batch["index"][row]) in to_draw]
+        drawn += [
+            image_rows.picture_row(seen, row, config, info) for row in real if int(seen.batch["index"][row]) in to_draw
+        ]
+        if collector is not None:
+            image_rows.collect(collector, seen, real, config, info)
     if drawn:
-        _draw(open_folder(pictures_dir) / "pictures.png", drawn)
+        image_rows.draw_rows(open_folder(pictures_dir) / "pictures.png", drawn)
+    if collector is not None:
+        source = dataset.source(config.data.eval_split)
+        examples.write(open_folder(examples_dir), collector.examples(lambda position: str(source[position]["id"])))
     return _finish(pairs, tables, info)
 
 
@@ -261,40 +283,6 @@ def _finish(pairs: Mapping[str, SumCount], tables: list, info: DatasetInfo) -> d
             gap = metrics[name] - metrics[f"{name}_ground_truth"]
             metrics[f"{name.removesuffix('_accuracy').removesuffix('_rate')}_gap"] = gap
     return metrics
-
-
-def _picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, Any]:
-    """Returns {"title": true classes, "pictures": {column: array or None}, "titles": {column: text}} of an example."""
-
-    def visible(images):
-        return np.asarray(denormalise(images[row : row + 1], config))[0]
-
-    def text(prediction):
-        best = np.flatnonzero(prediction.decided[row])[:PICTURE_CLASSES]
-        return "\n".join(f"{info.class_names[c]} {prediction.probabilities[row, c]:.2f}" for c in best) or "none"
-
-    batch, predictions = seen.batch, seen.predictions
-    image = visible(batch["image"])
-    pictures, titles = {"image": image}, {"image": text(predictions["image"])}
-    if info.has_masks:
-        pictures["ground truth"] = np.where(seen.weight[row] > 0, seen.truth[row], 0.5)
-    if seen.target is not None:
-        pictures |= {"target mask": seen.target[row], "overlay": overlay(image, seen.target[row])}
-        for part in ("object", "background"):
-            pictures[part], titles[part] = visible(seen.shown[part]), text(predictions[part])
-        for place in range(min(PICTURE_CLASSES, seen.class_ids.shape[1]) if info.multilabel else 0):
-            class_id, column = seen.class_ids[row, place], f"class {place + 1}"
-            present = batch["label"][row, class_id] > 0
-            pictures[column] = seen.masks[row, place] if present else None
-            titles[column] = info.class_names[class_id] if present else ""
-    names = [info.class_names[c] for c in np.flatnonzero(batch["label"][row])]
-    return {"title": "\n".join(names[:PICTURE_CLASSES]), "pictures": pictures, "titles": titles}
-
-
-def _draw(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    columns = {column: [row["pictures"][column] for row in rows] for column in rows[0]["pictures"]}
-    titles = {column: [row["titles"][column] for row in rows] for column in rows[0]["titles"]}
-    save_grid(path, columns, [row["title"] for row in rows], titles)
 
 
 def finite(value: Any, name: str) -> Any:

@@ -4,6 +4,7 @@ python -m selfexplain_jax.main --config=configs/synthetic.py
 python -m selfexplain_jax.main --config=configs/synthetic.py --config.train.steps=500 --workdir=runs/short
 python -m selfexplain_jax.main --config=configs/synthetic.py --mode=evaluate
 python -m selfexplain_jax.main --config=configs/synthetic.py --mode=explain --images=photos/
+python -m selfexplain_jax.main --mode=report --workdir=runs/synthetic
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.state import make_predictor
 from selfexplain_jax.types import UserError
 
-MODES = ("train", "evaluate", "explain", "compile", "benchmark")
+MODES = ("train", "evaluate", "explain", "report", "compile", "benchmark")
 
 
 def define_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -53,6 +54,7 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     )
     flags.DEFINE_string("json", "", "--mode=benchmark: file for the results (in --workdir).", **define)
     flags.DEFINE_string("peers", "", "--mode=benchmark: Python with the published implementations.", **define)
+    flags.DEFINE_list("runs", [], "--mode=report: folders of more runs, for the spread over their seeds.", **define)
     flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of process 0, or auto.", **define)
     flags.DEFINE_integer("num_processes", None, "Many processes: how many.", **define)
     flags.DEFINE_integer("process_id", None, "Many processes: number of this one, from 0.", **define)
@@ -66,6 +68,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         values = parse_flags(list(sys.argv if argv is None else argv))
         if values.help:
             print(f"{__doc__}\nFlags:{values.get_help()}")
+            return 0
+        if values.mode == "report":
+            report_and_say(values.workdir or default_workdir(values["config"].config_filename), values.runs)
             return 0
         keep_compiled_programs()
         if values.num_processes is None and values.coordinator_address is None:
@@ -113,26 +118,33 @@ def dispatch(values: flags.FlagValues) -> None:
 
 
 def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: loop.TrainResult) -> None:
-    """Evaluates a trained network, writes WORKDIR/results.json and pictures, and says where they are."""
+    """Evaluates a trained network, writes results.json, pictures and the report to WORKDIR, and says where they are."""
     folder = open_folder(workdir)
     predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     first = jax.process_index() == 0
-    metrics = evaluate.evaluate(predictor, result.dataset, config, pictures_dir=folder / "pictures" if first else None)
+    kept = {"pictures_dir": folder / "pictures", "examples_dir": folder} if first else {}
+    metrics = evaluate.evaluate(predictor, result.dataset, config, **kept)
     if first:
         extra = {"steps": result.step, "train_seconds": result.train_seconds}
         evaluate.write_results(folder / "results.json", config, metrics, extra=extra)
         print(f"Results: {folder / 'results.json'}\nPictures: {folder / 'pictures'}")
+        report_and_say(workdir)
 
 
 def compare_and_write(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Compares the methods of `config.comparison`; writes comparison.json, .md, .csv and a figure, and says where."""
+    """Compares the methods of `config.comparison`; writes comparison.json, a figure and the report, and says where."""
     folder = open_folder(workdir)
     results = compare.compare(config, folder)
     evaluate.write_results(folder / "comparison.json", config, {}, extra=results)
     table = report.comparison_markdown(results)
-    (folder / "comparison.md").write_text(table)
-    (folder / "comparison.csv").write_text(report.comparison_csv(results))
-    print(f"{table}\nComparison: {folder / 'comparison.json'}, .md, .csv\nPictures: {folder / 'pictures'}")
+    print(f"{table}\nComparison: {folder / 'comparison.json'}, .md, .csv, .tex\nPictures: {folder / 'pictures'}")
+    report_and_say(workdir)
+
+
+def report_and_say(workdir: str, runs: Sequence[str] = ()) -> None:
+    """Writes WORKDIR/report.html and the tables beside it from what is there, and says where."""
+    page, *_ = report.write_report(workdir, runs)
+    print(f"Report: {page}")
 
 
 def explain_photos(
@@ -166,7 +178,7 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
         raise UserError(f"{_first_line(error)} See --help.") from error
     # Libraries with absl flags of their own refuse to work before somebody has parsed them.
     flags.FLAGS.mark_as_parsed()
-    if spec is None and not values.help:
+    if spec is None and not values.help and not (values.mode == "report" and values.workdir):
         raise UserError("--config is missing: name an experiment, for instance --config=configs/synthetic.py.")
     if len(rest) > 1:
         raise UserError(f"Do not know what to do with {' '.join(rest[1:])}: every argument is a flag, --name=value.")

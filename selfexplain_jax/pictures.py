@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -45,6 +46,7 @@ def save_grid(
     columns: Mapping[str, Sequence[np.ndarray | None]],
     row_titles: Sequence[str] | None = None,
     cell_titles: Mapping[str, Sequence[str]] | None = None,
+    also: Sequence[str] = (),
 ) -> None:
     """Writes a figure with one row per example and one titled column per kind of picture.
 
@@ -54,6 +56,7 @@ def save_grid(
         (float in 0..1, black to white), or None for an empty cell.
       row_titles: text at the left of each row.
       cell_titles: {column title: text above each of its cells}.
+      also: suffixes of further files of the same name, such as ".pdf", whose text stays text.
 
     Raises:
       UserError: no pictures, columns of different lengths, or a picture with a NaN.
@@ -85,8 +88,18 @@ def save_grid(
                 axis.set_frame_on(False)
                 continue
             axis.imshow(_drawable(picture, title, row), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    path, content = open_folder(path), io.BytesIO()
-    figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
+    path = open_folder(path)
+    for suffix in (path.suffix or ".png", *also):
+        save_figure(figure, path.with_suffix(suffix))
+
+
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a figure; a PDF gets its fonts whole (TrueType), which publishers ask for, and no date."""
+    kind, content = path.suffix.removeprefix("."), io.BytesIO()
+    pdf = kind == "pdf"
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        options = {"dpi": 300, "metadata": {"CreationDate": None}} if pdf else {}
+        figure.savefig(content, format=kind, **options)
     write_whole(path, content.getvalue())
 
 

@@ -25,6 +25,8 @@ ROOMS = [
     ("training",),
     ("attribution",),
     ("metrics",),
+    ("examples",),
+    ("image_rows",),
     ("evaluate", "explain", "maps", "report"),
     ("open_models",),
     ("compare",),

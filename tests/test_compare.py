@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfexplain_jax import compare, evaluate, maps, report
+from selfexplain_jax import compare, evaluate, examples, maps, report
 from selfexplain_jax.attribution import METHODS
 from selfexplain_jax.config import base_config
 from selfexplain_jax.data import build_dataset
@@ -78,7 +78,11 @@ def test_all_methods_are_averaged_over_the_images_that_all_explain(tmp_path, mon
     assert rows["ground_truth"]["metrics"]["pointing_game"] == 1.0
     # sum min(1/2, g) / sum max(1/2, g) = (g / 2) / (1/2 + g / 2) for the share g of the object.
     assert 0.02 < rows["half"]["metrics"]["continuous_iou"] < 0.5
-    assert (tmp_path / "pictures" / "comparison.png").is_file()
+    assert (tmp_path / "pictures" / "comparison.png").is_file() and (tmp_path / "pictures" / "comparison.pdf").is_file()
+    kept = examples.read(tmp_path)
+    assert kept.methods == ["broken", "ground_truth", "half"] and kept.ranked_by == "broken" and len(kept.kept) == 10
+    assert kept.rows[position]["iou"]["broken"] is None and kept.rows[position]["iou"]["ground_truth"] == 1.0
+    assert not kept.kept[position].drawn[0].any() and kept.kept[position].drawn[1, 0]
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfexplain_jax import evaluate
+from selfexplain_jax import evaluate, examples
 from selfexplain_jax.config import base_config
 from selfexplain_jax.metrics import audit
 from selfexplain_jax.types import DatasetInfo, Predictor, UserError
@@ -73,7 +73,12 @@ def make_predictor(scores=pixel_scores, masks=exact_masks):
 
 def test_a_perfect_predictor_scores_perfectly(tmp_path):
     dataset, config = make_dataset(), make_config(pictures=3)
-    metrics = evaluate.evaluate(make_predictor(), dataset, config, pictures_dir=tmp_path)
+    metrics = evaluate.evaluate(make_predictor(), dataset, config, pictures_dir=tmp_path, examples_dir=tmp_path)
+    kept = examples.read(tmp_path)
+    assert kept.rows[4]["iou"] == {"mask": 1.0} and kept.rows[4]["labels"] == [1] and len(kept.rows) == 7
+    assert kept.rows[4]["predictions"]["self_explainer"]["correct"] and kept.rows[4]["parts"]["object"] > 0.99
+    assert kept.kept[4].identifier == "4" and list(kept.kept[4].class_ids) == [1, -1, -1]
+    np.testing.assert_array_equal(kept.kept[4].maps[0, 0] > 0, kept.kept[4].mask > 0)
     ones = (
         "accuracy object_accuracy object_accuracy_zero object_accuracy_blur object_accuracy_ground_truth iou f1 "
         "continuous_iou iou_predicted mean_iou_per_class miou pointing_game pointing_game_strict energy_pointing_game "
@@ -160,9 +165,13 @@ def test_audit_numbers_are_there_and_without_masks_the_segmentation_is_not(monke
     assert not set(absent.split()) & set(metrics)
 
 
-def test_a_model_without_masks_is_a_classifier():
-    metrics = evaluate.evaluate(make_predictor(masks=None), make_dataset(), make_config(audit=True))
+def test_a_model_without_masks_is_a_classifier(tmp_path):
+    metrics = evaluate.evaluate(
+        make_predictor(masks=None), make_dataset(), make_config(audit=True), examples_dir=tmp_path
+    )
     assert metrics["accuracy"] == 1 and set(metrics) == {"accuracy", "counts"}
+    kept = examples.read(tmp_path)
+    assert kept.methods == [] and kept.kept[0].maps.size == 0 and kept.rows[0]["iou"] == {}
 
 
 @pytest.mark.parametrize(

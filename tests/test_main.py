@@ -76,6 +76,17 @@ def test_train_evaluate_explain_and_compile(tmp_path, config_file, capsys):
     results = json.loads((workdir / "results.json").read_text())
     assert results["metrics"]["steps"] == 2 and results["metrics"]["train_seconds"] > 0
     assert 0 <= results["metrics"]["accuracy"] <= 1
+    assert f"Report: {workdir / 'report.html'}" in out
+    html = (workdir / "report.html").read_text()
+    assert 'id="curves"' in html and html.count('<article class="card') == 8  # the whole split
+    assert (workdir / "results.tex").is_file()
+
+    # The report needs files alone, and no config.
+    (workdir / "report.html").unlink()
+    assert command("--mode=report", f"--workdir={workdir}") == 0
+    assert (workdir / "report.html").is_file()
+    assert command("--mode=report", f"--workdir={tmp_path / 'none'}") == 1
+    assert "There is nothing to report in" in capsys.readouterr().err
 
     (workdir / "results.json").unlink()
     assert command(*base, "--mode=evaluate") == 0
@@ -232,7 +243,7 @@ def test_overrides_reach_the_config(config_file):
 def test_help_lists_the_flags(capsys):
     assert command("--help") == 0
     out = capsys.readouterr().out
-    assert "--workdir" in out and "--mode: <train|evaluate|explain|compile|benchmark>" in out
+    assert "--workdir" in out and "--mode: <train|evaluate|explain|report|compile|benchmark>" in out
 
 
 @pytest.mark.parametrize(

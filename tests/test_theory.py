@@ -20,7 +20,6 @@ from selfexplain_jax.objectives import TERMS
 LN2 = math.log(2)
 
 
-
 def term(name, outputs, label=None, link="sigmoid", **options):
     """The code's own term [B], as one compiled program."""
     outputs = {key: np.asarray(value, np.float32) for key, value in outputs.items()}

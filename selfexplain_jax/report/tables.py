@@ -14,13 +14,37 @@ LOWER_IS_BETTER = (
     "class_specific_other",
     "background_coverage",
     "deletion",
+    "mask_only_accuracy",
+    "mask_only_gap",
     "mean_absolute_error",
     "saliency_score",
     "seconds_per_image",
+    "swap_owner_gap",
+    "swap_owner_rate",
 )
 """Numbers of which the smallest is the best; of all others it is the largest."""
 NO_CONTEST = ("class_specific_unmasked", "failed", "mask_area", "object_area")
-"""Numbers that describe and do not compare."""
+"""Numbers that describe and do not compare; so do those of the ground truth and of whole images."""
+HEADLINES = (
+    "accuracy",
+    "mean_average_precision",
+    "object_accuracy",
+    "background_accuracy",
+    "iou",
+    "continuous_iou",
+    "miou",
+    "pointing_game",
+    "energy_pointing_game",
+    "pixel_average_precision",
+    "deletion",
+    "insertion",
+    "average_drop",
+    "road",
+    "swap_owner_gap",
+    "mask_only_gap",
+    "evaluator_accuracy",
+)
+"""Numbers that stand for the others where there is room for a few."""
 
 
 def comparison_rows(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> tuple[list[str], list[list]]:
@@ -32,14 +56,29 @@ def comparison_rows(results: Mapping[str, Any], numbers: Sequence[str] | None = 
     """
     methods = results["methods"]
     if numbers is None:
-        found = [n for row in methods.values() for n, value in row.get("metrics", {}).items() if _is_number(value)]
+        found = [n for row in methods.values() for n, value in row.get("metrics", {}).items() if is_number(value)]
         numbers = list(dict.fromkeys(found))
     header = ["method", "model", *numbers, "seconds_per_image", "failed"]
     rows = []
     for label, row in methods.items():
         values = [row.get("metrics", {}).get(number) for number in numbers]
         rows.append([label, row["model"], *values, row.get("seconds_per_image"), len(row["failures"])])
-    return header, rows
+    # Nobody takes the time of a run's own masks.
+    timed = any(row[-2] is not None for row in rows)
+    return (header, rows) if timed else ([*header[:-2], "failed"], [[*row[:-2], row[-1]] for row in rows])
+
+
+def contest(name: str) -> str | None:
+    """Returns which values of a number are the better ones: "lower" or "higher"; None where it compares nothing."""
+    if name in NO_CONTEST or name.endswith(("_ground_truth", "_full_image")):
+        return None
+    return "lower" if name in LOWER_IS_BETTER else "higher"
+
+
+def headline_numbers(results: Mapping[str, Any]) -> list[str]:
+    """Returns those of HEADLINES that some method of the comparison has; all numbers where none has one."""
+    there = {name for row in results["methods"].values() for name in row.get("metrics", {})}
+    return [name for name in HEADLINES if name in there] or comparison_rows(results)[0][2:-1]
 
 
 def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
@@ -49,13 +88,13 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
     an Explainer's masks are held against other maps of the classifier that they explain.
     """
     header, rows = comparison_rows(results, numbers)
-    asked = [row.get("asks", row["model"]) for row in results["methods"].values()]
-    best = _best_cells(header, rows, asked, results.get("controls", ()), results.get("asks_the_model", ()))
+    best = best_cells(results, header, rows)
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
     for number, row in enumerate(rows):
         cells = [_cell(value, (number, place) in best) for place, value in enumerate(row)]
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"\n{results['images']} images, the same for every method.")
+    if results.get("images"):
+        lines.append(f"\n{results['images']} images, the same for every method.")
     counted = {name: count for row in results["methods"].values() for name, count in row.get("counts", {}).items()}
     if len(set(counted.values())) > 1:
         lines.append(
@@ -72,8 +111,15 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
 
 
 def comparison_csv(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
-    """Returns the comparison as CSV, numbers in full precision, an empty cell where there is none."""
+    """Returns the comparison as CSV, numbers in full precision, an empty cell where there is none.
+
+    A number with a spread over runs is followed by the column NAME_deviation.
+    """
     header, rows = comparison_rows(results, numbers)
+    for place in reversed(range(len(header))):
+        if any(hasattr(row[place], "deviation") for row in rows):
+            header = [*header[: place + 1], f"{header[place]}_deviation", *header[place + 1 :]]
+            rows = [[*r[: place + 1], getattr(r[place], "deviation", None), *r[place + 1 :]] for r in rows]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -81,8 +127,15 @@ def comparison_csv(results: Mapping[str, Any], numbers: Sequence[str] | None = N
     return text.getvalue()
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a metric is one number: no curve, no table, and there."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def best_cells(results: Mapping[str, Any], header: list[str], rows: list[list]) -> set[tuple[int, int]]:
+    """Returns (row, column) of the best values of `comparison_rows`, as `comparison_markdown` marks them."""
+    asked = [row.get("asks", row["model"]) for row in results["methods"].values()]
+    return _best_cells(header, rows, asked, results.get("controls", ()), results.get("asks_the_model", ()))
 
 
 def _best_cells(
@@ -93,12 +146,12 @@ def _best_cells(
     for place, name in enumerate(header):
         groups: dict[str, list[int]] = {}
         for number, row in enumerate(rows):
-            if _is_number(row[place]) and row[0] not in controls and name not in NO_CONTEST:
+            if is_number(row[place]) and row[0] not in controls and contest(name):
                 groups.setdefault(asked[number] if name in own_model else "", []).append(number)
         for group in groups.values():
             if len(group) > 1:
                 values = [rows[number][place] for number in group]
-                wanted = min(values) if name in LOWER_IS_BETTER else max(values)
+                wanted = min(values) if contest(name) == "lower" else max(values)
                 best |= {(number, place) for number in group if rows[number][place] == wanted}
     return best
 

@@ -1,0 +1,92 @@
+"""What an evaluation shows and keeps of single images: the rows of pictures.png, and those of `examples.py`."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from selfexplain_jax import examples
+from selfexplain_jax.metrics import METRICS, view
+from selfexplain_jax.pictures import overlay, save_grid
+from selfexplain_jax.training.steps import denormalise
+from selfexplain_jax.types import DatasetInfo
+
+PICTURE_CLASSES = 3
+"""Present classes of a multi-label image that get a picture of their own mask, at most."""
+TARGET_MASK = "mask"
+"""What examples.json calls the masks that are evaluated."""
+
+
+def collect(
+    collector: examples.Collector,
+    seen: view.View,
+    real: np.ndarray,
+    config: ml_collections.ConfigDict,
+    info: DatasetInfo,
+) -> None:
+    """Hands the batch's rows `real` to the collector."""
+    batch, image, iou = seen.batch, seen.predictions["image"], [None] * len(seen.truth)
+    if seen.target is not None and info.has_masks:
+        values, defined = (np.asarray(array) for array in METRICS["iou"](seen.target, seen.truth, seen.weight))
+        iou = np.where(defined, values, None)
+    place_of = {int(batch["index"][row]): row for row in real}
+    parts_seen = {part: seen.predictions[part] for part in ("object", "background") if part in seen.predictions}
+    rows = {
+        position: examples.row_of(
+            batch["label"][row],
+            {config.method: (image.probabilities[row], image.decided[row])},
+            {} if seen.target is None else {TARGET_MASK: iou[row]},
+            {part: prediction.probabilities[row] for part, prediction in parts_seen.items()},
+        )
+        for position, row in place_of.items()
+    }
+
+    def draw(position: int) -> examples.Kept:
+        row = place_of[position]
+        pixels = np.asarray(denormalise(batch["image"][row : row + 1], config))[0]
+        if seen.target is None:
+            return examples.keep(pixels, batch["mask"][row], np.full(1, -1), np.zeros((0, 1, *pixels.shape[:2])))
+        class_ids = seen.class_ids[row, : examples.CLASSES_PER_IMAGE]
+        named = (batch["label"][row, class_ids] > 0) | (image.decided[row, class_ids] > 0)
+        maps = seen.masks[row, : len(class_ids)][None]  # [1, k, H, W]
+        return examples.keep(pixels, batch["mask"][row], np.where(named, class_ids, -1), maps)
+
+    collector.add(rows, draw)
+
+
+def picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, Any]:
+    """Returns {"title": true classes, "pictures": {column: array or None}, "titles": {column: text}} of an example."""
+
+    def visible(images):
+        return np.asarray(denormalise(images[row : row + 1], config))[0]
+
+    def text(prediction):
+        best = np.flatnonzero(prediction.decided[row])[:PICTURE_CLASSES]
+        return "\n".join(f"{info.class_names[c]} {prediction.probabilities[row, c]:.2f}" for c in best) or "none"
+
+    batch, predictions = seen.batch, seen.predictions
+    image = visible(batch["image"])
+    pictures, titles = {"image": image}, {"image": text(predictions["image"])}
+    if info.has_masks:
+        pictures["ground truth"] = np.where(seen.weight[row] > 0, seen.truth[row], 0.5)
+    if seen.target is not None:
+        pictures |= {"target mask": seen.target[row], "overlay": overlay(image, seen.target[row])}
+        for part in ("object", "background"):
+            pictures[part], titles[part] = visible(seen.shown[part]), text(predictions[part])
+        for place in range(min(PICTURE_CLASSES, seen.class_ids.shape[1]) if info.multilabel else 0):
+            class_id, column = seen.class_ids[row, place], f"class {place + 1}"
+            present = batch["label"][row, class_id] > 0
+            pictures[column] = seen.masks[row, place] if present else None
+            titles[column] = info.class_names[class_id] if present else ""
+    names = [info.class_names[c] for c in np.flatnonzero(batch["label"][row])]
+    return {"title": "\n".join(names[:PICTURE_CLASSES]), "pictures": pictures, "titles": titles}
+
+
+def draw_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows from `picture_row` as one picture."""
+    columns = {column: [row["pictures"][column] for row in rows] for column in rows[0]["pictures"]}
+    titles = {column: [row["titles"][column] for row in rows] for column in rows[0]["titles"]}
+    save_grid(path, columns, [row["title"] for row in rows], titles)

@@ -1,0 +1,169 @@
+"""The report from files: tables, spreads, sentences, what is escaped, how large it gets."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_runs import ATTACK, ROOT, write_comparison, write_run
+
+from selfexplain_jax import examples, report
+from selfexplain_jax.report import curves, findings, gallery, tables
+from selfexplain_jax.report.definitions import DEFINITIONS, definition
+from selfexplain_jax.report.runs import read_curves, read_run
+from selfexplain_jax.report.spread import comparisons_as_one, run_as_comparison
+from selfexplain_jax.types import UserError
+
+
+def test_seeds_become_means_with_their_spread_and_other_configs_rows_of_their_own(tmp_path):
+    for seed, iou in enumerate((0.5, 0.6, 0.7)):
+        write_run(tmp_path / f"s{seed}", seed=seed, iou=iou, pictures=0)
+    write_run(tmp_path / "other", seed=0, iou=0.9, pictures=0, steps=9)
+    runs = [read_run(tmp_path / name) for name in ("s0", "s1", "s2", "other")]
+    table = run_as_comparison(runs)
+    assert list(table["methods"]) == ["s0 (3 runs)", "other", "all one"] and table["controls"] == ["all one"]
+    value = table["methods"]["s0 (3 runs)"]["metrics"]["iou"]
+    assert value == pytest.approx(0.6) and value.deviation == pytest.approx(0.1) and value.runs == 3
+    assert "steps" not in table["methods"]["other"]["metrics"]
+    markdown = tables.comparison_markdown(table)
+    assert "| s0 (3 runs) | self_explainer | 0.6 ± 0.1 |" in markdown and "**0.9**" in markdown
+    read = list(csv.DictReader(io.StringIO(tables.comparison_csv(table, ["iou"]))))
+    assert float(read[0]["iou"]) == pytest.approx(0.6) and float(read[0]["iou_deviation"]) == pytest.approx(0.1)
+    assert read[1]["iou_deviation"] == ""
+
+
+def test_comparisons_become_one_or_are_refused(tmp_path):
+    write_comparison(tmp_path / "a", shift=0.0, pictures=0)
+    write_comparison(tmp_path / "b", shift=0.2, pictures=0)
+    comparisons = [read_run(tmp_path / name).comparison for name in "ab"]
+    one = comparisons_as_one(comparisons)
+    assert f"{one['methods']['grad_cam']['metrics']['iou']:.3g}" == "0.5 ± 0.1"
+    comparisons[1]["config"]["data"]["name"] = "mnist"
+    with pytest.raises(UserError, match="Comparison 2 differs from the first one in config.data.name"):
+        comparisons_as_one(comparisons)
+
+
+def test_latex_by_hand():
+    def row(model, **metrics):
+        return {"model": model, "metrics": metrics, "failures": []}
+
+    results = {
+        "methods": {"half": row("x", iou=0.25, deletion=None), "a_b": row("50 % & m", iou=0.5, deletion=0.125)},
+        "controls": ["half"],
+    }
+    assert report.comparison_latex(results) == (
+        "\\begin{tabular}{llrr}\n\\toprule\n"
+        "method & model & iou~$\\uparrow$ & deletion~$\\downarrow$ \\\\\n\\midrule\n"
+        "a\\_b & 50 \\% \\& m & $0.5$ & $0.125$ \\\\\n\\midrule\n"
+        "half & x & $0.25$ & -- \\\\\n\\bottomrule\n\\end{tabular}\n"
+    )
+    results["methods"]["c"] = row("y", iou=0.4, deletion=0.1)
+    assert "& $\\mathbf{0.5}$ &" in report.comparison_latex(results)
+
+
+def test_every_definition_stands_in_the_documentation_too():
+    documented = (ROOT / "docs" / "metrics.md").read_text()
+    own = {"background_probability", "object_probability", "mask_area", "object_area", "seconds_per_image", "failed"}
+    # Written there as `class_specific_own`, `_other`, `_unmasked`.
+    own |= {"class_specific_other", "class_specific_unmasked"}
+    missing = [name for name in DEFINITIONS.keys() - own if name not in documented]
+    assert not missing
+    assert ".25" in definition("iou_25") and "mean colour" in definition("object_accuracy_zero")
+    assert definition("swap_owner_rate_ground_truth").startswith(DEFINITIONS["swap_owner_rate"])
+    assert definition("nonsense") == definition("iou_of_nothing") == ""
+
+
+def test_the_audit_in_words():
+    metrics = {"swap_owner_rate": 0.5, "swap_owner_rate_ground_truth": 0.1, "swap_pixel_rate": 0.25}
+    metrics |= {"mask_only_accuracy": 0.3, "mask_only_accuracy_ground_truth": 0.32, "evaluator_accuracy": 0.7}
+    swap, alone, opinion = findings.audit_findings(metrics, {"swap_owner_rate": 100, "mask_only_accuracy": 100})
+    assert "50.0% of the cases" in swap["text"] and "10.0%" in swap["text"] and "25.0%" in swap["text"]
+    assert swap["verdict"] == "speaks for encoding"  # .4 is 7 standard errors of .058
+    assert alone["verdict"] == "no difference that can be told"  # .02 is less than one of .066
+    assert "-2.0 points" in alone["text"] and "70.0%" in opinion["text"] and opinion["verdict"] == ""
+    assert findings.audit_findings({"accuracy": 1.0}, {}) == []
+
+
+def test_curves_are_read_drawn_and_their_damage_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10, "loss": 4.0}\n{"step": 20, "loss": 2.0, "term/x": 1.0}\n{"step": 30, "lo')
+    found = read_curves(path)
+    assert found == {"loss": [(10, 4.0), (20, 2.0)], "term/x": [(20, 1.0)]}
+    loss, term = curves.charts({"a": found}, {"x": 15})
+    # The highest value at the top of the drawing, the last step at its right end.
+    assert loss.lines[0][1] == f"M{46 + 264 / 2:.1f} {curves.TOP:.1f}L310.0 148.0" and loss.starts is None
+    assert term.name == "term/x" and term.starts == 46 + 264 * 15 / 20
+    path.write_text("nothing\n" + path.read_text())
+    with pytest.raises(UserError, match="Line 1 of"):
+        read_curves(path)
+    with pytest.raises(UserError, match="nothing to report"):
+        read_run(tmp_path / "empty")
+    gap = curves.chart("loss", {"a": [(0, 1.0), (1, float("nan")), (2, 3.0)]})
+    assert gap.lines[0][1].count("M") == 2 and len(gap.lines[0][2]) == 2
+    long = curves.thinned([(step, 0.0) for step in range(5000)])
+    assert len(long) <= curves.MOST_POINTS and long[-1][0] == 4999
+
+
+def test_outside_strings_are_escaped_and_nothing_is_asked_of_a_network(tmp_path):
+    write_run(tmp_path / "run", pictures=6)
+    page, *others = report.write_report(tmp_path / "run")
+    assert [file.name for file in others] == ["results.md", "results.csv", "results.tex", "curves.png", "curves.pdf"]
+    with Image.open(others[3]) as picture:
+        assert picture.width > 300
+    assert others[4].read_bytes().startswith(b"%PDF")
+    html = page.read_text()
+    assert ATTACK not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    # Only this package's own script, and every address is inside the page.
+    assert html.count("<script") == 1
+    assert all(re.match(r"data:|#", address) for address in re.findall(r"(?:src|href)=[\"']([^\"']*)", html))
+    assert "url(" not in html and "@import" not in html
+    assert "default-src 'none'" in html
+
+
+def test_a_page_of_what_little_there_is(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    html = report.write_report(tmp_path)[0].read_text()
+    assert 'id="curves"' in html and 'id="numbers"' not in html and 'id="images"' not in html
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        report.write_report(tmp_path)
+
+
+def test_two_hundred_images_of_many_methods_fit(monkeypatch):
+    """The largest that is kept, of noise, which packs worst: by a few images the quality is chosen for all of them."""
+    rng, methods = np.random.default_rng(0), [f"method_{number}" for number in range(12)]
+
+    def kept(position):
+        image, maps = rng.random((256, 256, 3)), rng.random((12, 1, 128, 128))
+        return examples.keep(image, np.ones((128, 128), np.uint8), np.zeros(1, int), maps)
+
+    told = {"m": (np.asarray([1.0]), np.asarray([1]))}
+    rows = {p: examples.row_of(np.ones(1), told, dict.fromkeys(methods, 0.5)) for p in range(200)}
+    same = kept(0)
+    all_kept = examples.Examples(["a"], methods, methods[0], rows, dict.fromkeys(range(200), same))
+    order = gallery.ordered(all_kept)
+    quality = gallery.choose_quality(all_kept, order[:1] * 200, gallery.BUDGET)
+    size = gallery.card_bytes(gallery.make_card(all_kept, 0, ["even"], quality))
+    assert quality != gallery.LADDER[0] and 200 * size < gallery.BUDGET
+    # Where nothing helps, images are left out and counted.
+    monkeypatch.setattr(gallery, "LADDER", gallery.LADDER[-1:])
+    cards, no_room = gallery.gallery(all_kept, budget=10 * size)
+    assert len(cards) + no_room == 200 and no_room > 0
+
+
+def test_failures_stand_first():
+    told = {"m": (np.asarray([0.9, 0.1]), np.asarray([1, 0]))}
+    bad = {"m": (np.asarray([0.2, 0.8]), np.asarray([0, 1]))}
+    label = np.asarray([1, 0])
+    rows = {p: examples.row_of(label, bad if p in (5, 3) else told, {"mask": 0.3 + p / 10}) for p in range(7)}
+    picture = examples.keep(np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros(1, int), np.zeros((1, 1, 4, 4)))
+    found = examples.Examples(["cat", "dog"], ["mask"], "mask", rows, dict.fromkeys([1, 2, 3, 5, 0], picture))
+    kinds = gallery.ordered(found)
+    assert kinds == [(3, ["wrong"]), (5, ["wrong"]), (0, ["worst"]), (1, ["even"]), (2, ["even"])]
+    summary = findings.failure_findings(found)
+    assert summary["wrong"] == 2 and summary["confusions"] == [("cat", "dog", 2)]
+    assert summary["below_half"] == 2 and summary["measured"] == 7 and sum(summary["histogram"]) == 7
+    json.dumps(summary)
