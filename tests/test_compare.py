@@ -224,7 +224,7 @@ def test_every_model_that_was_not_trained_is_named_with_its_command(tmp_path, mo
 
 def test_figure_shows_the_images_that_were_explained(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(compare, "save_grid", lambda path, cells, titles: drawn.update(cells))
+    monkeypatch.setattr(compare, "save_grid", lambda path, cells, titles, also=(): drawn.update(cells))
     config = settings(ground_truth={})
     compare.compare(config, tmp_path)
     images = np.concatenate([batch["image"] for batch in maps.evaluation(build_dataset(config), config)])

@@ -79,9 +79,8 @@ def traced():
 
 def costly(spec):
     """Marks the variants of an ablation and large networks as slow: 2 to 20 s each; the others are always traced."""
-    small = any(spec.startswith(f"configs/{name}") for name in ("synthetic", "mnist", "folder"))
-    variant_of_a_large_one = "_ablation.py:" in spec or spec.startswith("configs/folder.py:")
-    return pytest.param(spec, marks=pytest.mark.slow) if variant_of_a_large_one or not small else spec
+    small = any(spec.startswith(f"configs/{name}") for name in ("synthetic", "mnist"))
+    return pytest.param(spec, marks=pytest.mark.slow) if "_ablation.py:" in spec or not small else spec
 
 
 def build(config):

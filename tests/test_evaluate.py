@@ -103,7 +103,12 @@ def test_a_perfect_predictor_scores_perfectly(tmp_path):
     assert controls["ground_truth"]["continuous_iou"] == 1
     with Image.open(tmp_path / "pictures.png") as picture:
         assert min(picture.size) > 100
-    # Neither the batch size nor the padding of the last batch changes a number.
+
+
+@pytest.mark.slow
+def test_neither_batch_size_nor_padding_changes_a_number():
+    dataset, config = make_dataset(), make_config()
+    metrics = evaluate.evaluate(make_predictor(), dataset, config)
     config.evaluation.batch_size = 7
     again = evaluate.evaluate(make_predictor(), dataset, config)
     for name in metrics.keys() - {"controls", "counts", "object_accuracy_color_noise"}:  # colours are drawn per batch
