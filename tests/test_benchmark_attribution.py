@@ -15,9 +15,6 @@ from selfexplain_jax.config import base_config
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.types import UserError
 
-# XLA compiles fast here, and unoptimised.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE, CELLS, CHANNELS, CLASSES = 16, 4, 6, 3
 RANDOM = np.random.default_rng(0)
 MIX = RANDOM.normal(size=(SIZE * SIZE * 3 // CELLS**2, CHANNELS)).astype(np.float32)
