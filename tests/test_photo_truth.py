@@ -19,7 +19,7 @@ def settings(name, folder, **metrics):
     made, config = FAKES[name](folder), base_config()
     config.data.update({"name": name, "data_dir": made.data_dir, "image_size": SIZE, "options": made.options})
     config.data.update({"eval_split": made.eval_split, "num_threads": 0})
-    config.evaluation.batch_size = 3
+    config.evaluation.batch_size, config.evaluation.examples = 3, 0
     config.comparison.models, config.comparison.methods = {"nobody": "no/folder"}, {"ground_truth": {}}
     config.comparison.metrics, config.comparison.figure_images = metrics, 0
     config.comparison.classes_per_image = 3
