@@ -11,6 +11,7 @@ from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.select import Select  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 from selfexplain_jax import report  # noqa: E402
 
@@ -85,10 +86,14 @@ def test_a_run(browser, pages):
     plot.send_keys(Keys.ARROW_RIGHT)
     assert find("#curves output")[0].text == "0.0500 / 0.0500 at 20"
 
-    # Masks in training: one picture at a time.
-    assert [picture.get_attribute("data-step") for picture in visible(find("#steps img"))] == ["40"]
+    # Masks in training: one picture at a time. Pictures are drawn once they come into view.
+    def steps_shown():
+        return [picture.get_attribute("data-step") for picture in visible(find("#steps img"))]
+
+    browser.execute_script("document.querySelector('#masks').scrollIntoView()")
+    WebDriverWait(browser, 10).until(lambda _: steps_shown() == ["40"])
     find("#step")[0].send_keys(Keys.ARROW_LEFT)
-    assert [picture.get_attribute("data-step") for picture in visible(find("#steps img"))] == ["20"]
+    WebDriverWait(browser, 10).until(lambda _: steps_shown() == ["20"])
 
     # The theme is the system's, then the reader's.
     colors = set()
