@@ -2,7 +2,6 @@
 
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -102,15 +101,6 @@ def squares_config(steps):
     return config
 
 
-@pytest.fixture
-def usual_compilation():
-    """Programs as they are compiled in a run: unoptimised, the training of the audit on the CPU gives NaN."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
-@pytest.mark.usefixtures("usual_compilation")
 def test_mask_only_classifiers_read_an_encoding_and_the_evaluator_reads_pixels(monkeypatch):
     monkeypatch.setattr(audit, "mask_classifier", lambda info: audit.MaskClassifier(2, widths=(8, 16), cell=2))
     monkeypatch.setattr(audit, "image_classifier", lambda info: audit.ImageClassifier(2, 16, 1, cell=2))
