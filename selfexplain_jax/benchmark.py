@@ -157,8 +157,8 @@ def run(
         "image_size": config.data.image_size,
         "dataset": config.data.name,
     }
-    path = open_folder(workdir) / ("benchmark.json" if what not in EXPLAINING else f"benchmark_{what}.json")
-    path = open_folder(json_path) if json_path else path
+    usual = f"benchmark_{what}.json" if what in EXPLAINING else "benchmark.json"
+    path = open_folder(json_path) if json_path else open_folder(workdir) / usual
     if what in EXPLAINING:
         result |= {"what": what, "settings": jsonable(config.benchmark)}
         result |= _explaining(config, workdir, what, images, peers)

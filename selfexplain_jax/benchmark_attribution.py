@@ -32,6 +32,7 @@ from selfexplain_jax.metrics import faithfulness
 from selfexplain_jax.models import build_model
 from selfexplain_jax.models.pretrained import foreign_weights
 from selfexplain_jax.training import loop
+from selfexplain_jax.training.mesh import usable_cores
 from selfexplain_jax.training.state import apply_masks, bind, make_predictor, network_predictor
 from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, UserError
 
@@ -318,7 +319,7 @@ def run(
     inputs["scores"] = np.asarray(subject.classifier.scores(subject.images))
     folder = pathlib.Path(workdir).expanduser() / "peers"
     other = peers_lib.start(interpreter, folder, weights=subject.weights, strides=list(subject.strides), inputs=inputs)
-    print(f"{config.model.name}, {subject.images.shape[1]} px, {subject.photos}, {peers_lib.cores()} cores")
+    print(f"{config.model.name}, {subject.images.shape[1]} px, {subject.photos}, {usable_cores()} cores")
     print(other.missing or f"Peers: {other.about}")
     print(HEADER)
     measured = {}
@@ -335,7 +336,7 @@ def run(
     return {
         "photos": subject.photos,
         "network": config.model.name,
-        "cores": peers_lib.cores(),
+        "cores": usable_cores(),
         "peers": other.about,
         "rows": measured,
     }

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from selfexplain_jax.training.mesh import usable_cores
 from selfexplain_jax.types import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -117,7 +118,7 @@ def start(
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "weights.npz", **weights)
     np.savez(folder / "inputs.npz", **inputs)
-    (folder / "task.json").write_text(json.dumps({"strides": strides, "threads": cores()}))
+    (folder / "task.json").write_text(json.dumps({"strides": strides, "threads": usable_cores()}))
     with (folder / "peers.log").open("w") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         process = subprocess.Popen([interpreter, str(SCRIPT), str(folder)], text=True, **pipes)
@@ -156,12 +157,6 @@ def in_turn(
             own.append(seconds[0])
             other += seconds[1:]
     return own, other, missing
-
-
-def cores() -> int:
-    """How many cores this process may use; both sides get them."""
-    # Only Linux says which.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _exchange(process: subprocess.Popen, asked: Mapping[str, Any]) -> dict:

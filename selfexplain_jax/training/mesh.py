@@ -78,6 +78,12 @@ def _join(**options: Any) -> None:
         ) from error
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    # Only Linux says which.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_devices_for(batch_size: int, cores: int) -> int:
     """How many devices a CPU is best split into: the most that divide the batch, with eight examples or more on each.
 
@@ -95,10 +101,8 @@ def split_cpu(batch_size: int) -> None:
     chosen = jax.config.values["jax_num_cpu_devices"] > 0
     if chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    # Only Linux says which cores this process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        jax.config.update("jax_num_cpu_devices", cpu_devices_for(batch_size, cores))
+        jax.config.update("jax_num_cpu_devices", cpu_devices_for(batch_size, usable_cores()))
     except RuntimeError:  # The devices are in use: a notebook that has computed before.
         return
 
