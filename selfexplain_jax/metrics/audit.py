@@ -133,11 +133,10 @@ class MaskClassifier(nn.Module):
             for stride in (2, 1) if level else (1,):
                 hidden = nn.Conv(channels, (3, 3), strides=stride, use_bias=False)(hidden)
                 hidden = nn.relu(nn.GroupNorm(num_groups=8)(hidden))
-        # The maximum beside the mean: a small object must not drown in the background. As a pool, because the gradient
-        # of max() divides by how many values equal it: none, where XLA computes them once more and rounds otherwise.
-        largest = nn.max_pool(hidden, hidden.shape[1:3])[:, 0, 0]  # [B, channels]
-        pooled = jnp.concatenate([hidden.mean(axis=(1, 2)), largest], axis=1)  # [B, 2 * channels]
-        return nn.Dense(self.num_classes)(pooled)
+        # The maximum beside the mean: a small object must not drown in the background. As a pool: the gradient of max()
+        # divides by how many values equal it, which are none where XLA computes them once more and rounds otherwise.
+        pooled = [hidden.mean(axis=(1, 2)), nn.max_pool(hidden, hidden.shape[1:3])[:, 0, 0]]  # [B, channels] each
+        return nn.Dense(self.num_classes)(jnp.concatenate(pooled, axis=1))
 
 
 class ImageClassifier(nn.Module):
