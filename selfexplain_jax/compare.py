@@ -20,19 +20,17 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from selfexplain_jax import evaluate, examples, maps
+from selfexplain_jax import evaluate, examples, image_rows, maps
 from selfexplain_jax.attribution import METHODS, build_method
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
 from selfexplain_jax.folders import in_bucket, write_whole
-from selfexplain_jax.metrics import METRICS as MASK_METRICS
 from selfexplain_jax.metrics import add, parts, segmentation, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure, needs_of
 from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
 from selfexplain_jax.open_models import asked_models, model_settings, open_model
 from selfexplain_jax.pictures import overlay, save_grid
-from selfexplain_jax.training.steps import denormalise
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
 
 OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
@@ -275,7 +273,7 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
     source, own_sizes = dataset.source(config.data.eval_split), dataset.info.own_sizes
     fit = fitting(config) if own_sizes else lambda example: example
     cells, titles = {name: [] for name in ["image", *(column.label for column in columns)]}, []
-    for place in np.linspace(0, evaluated.num_examples - 1, wanted).round().astype(int).tolist():
+    for place in examples.evenly_spaced(evaluated.num_examples, wanted).tolist():
         number, row = divmod(place, config.evaluation.batch_size)
         example, drawn = fit(source[int(evaluated.positions[place])]), {}
         for column in columns:
@@ -310,8 +308,7 @@ def keep_examples(
     )
     for number, batch in maps.progress(batches, "examples"):
         _collect(collector, columns, number, view.fill_padding(batch), dataset.info, config, folder)
-    source = dataset.source(config.data.eval_split)
-    examples.write(folder, collector.examples(lambda position: str(source[position]["id"])))
+    examples.write_collected(folder, collector, dataset.source(config.data.eval_split))
 
 
 def _collect(collector, columns, number, batch, info, config, folder) -> None:
@@ -332,8 +329,7 @@ def _collect(collector, columns, number, batch, info, config, folder) -> None:
         saliency = np.where(finite[-1][..., None, None], saliency, 0)
         masks.append(saliency if column.scaling == "as_is" else np.asarray(min_max(saliency)))
         target = parts.union_of_classes(masks[-1], class_ids, label)
-        value, defined = (np.asarray(array) for array in MASK_METRICS["iou"](target, truth, weight))
-        iou[column.label] = np.where(defined & finite[-1].all(axis=1), value, None)
+        iou[column.label] = np.where(finite[-1].all(axis=1), image_rows.iou_or_none(target, truth, weight), None)
     place_of = {int(batch["index"][row]): row for row in np.flatnonzero(batch["valid"] > 0)}
     rows = {
         position: examples.row_of(
@@ -346,7 +342,7 @@ def _collect(collector, columns, number, batch, info, config, folder) -> None:
 
     def pictures_of(position: int) -> examples.Kept:
         row = place_of[position]
-        image = np.asarray(denormalise(batch["image"][row : row + 1], config))[0]
+        image = image_rows.visible(batch["image"][row], config)
         ids = class_ids[row, : examples.CLASSES_PER_IMAGE]
         ids = np.where(batch["label"][row, ids] > 0, ids, -1)
         maps_of_row, drawn = (np.stack([array[row, : len(ids)] for array in arrays]) for arrays in (masks, finite))

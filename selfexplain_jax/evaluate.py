@@ -22,17 +22,7 @@ import selfexplain_jax
 from selfexplain_jax import examples, image_rows
 from selfexplain_jax.data.pipeline import evaluation_batches
 from selfexplain_jax.folders import open_folder, write_whole
-from selfexplain_jax.metrics import (
-    add,
-    audit,
-    class_sums,
-    classification,
-    mask_sums,
-    mean,
-    parts,
-    segmentation,
-    view,
-)
+from selfexplain_jax.metrics import add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
 from selfexplain_jax.models import masking
 from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, UserError
 
@@ -90,9 +80,8 @@ def evaluate(
             info.class_names, methods, image_rows.TARGET_MASK if methods else None, settings.examples, batches.positions
         )
     pairs, tables, drawn = {}, [], []
-    # Evenly spaced, because many splits are sorted by class.
     shown = min(settings.pictures if pictures_dir is not None else 0, batches.num_examples)
-    to_draw = set(batches.positions[np.linspace(0, batches.num_examples - 1, shown).round().astype(int)].tolist())
+    to_draw = set(batches.positions[examples.evenly_spaced(batches.num_examples, shown)].tolist())
     for step, batch in enumerate(tqdm.tqdm(batches, desc="evaluate", disable=not sys.stderr.isatty())):
         seen = view.look(predictor, view.fill_padding(batch), config, info, step)
         pairs = add(pairs, _classification(seen))
@@ -112,8 +101,7 @@ def evaluate(
     if drawn:
         image_rows.draw_rows(open_folder(pictures_dir) / "pictures.png", drawn)
     if collector is not None:
-        source = dataset.source(config.data.eval_split)
-        examples.write(open_folder(examples_dir), collector.examples(lambda position: str(source[position]["id"])))
+        examples.write_collected(open_folder(examples_dir), collector, dataset.source(config.data.eval_split))
     return _finish(pairs, tables, info)
 
 

@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 
 from selfexplain_jax.folders import write_whole
-from selfexplain_jax.types import VOID, UserError
+from selfexplain_jax.pictures import reduced
+from selfexplain_jax.types import VOID, Source, UserError
 
 IMAGE_SIDE, MAP_SIDE = 256, 128
 """Longest side at which images, and maps and masks, are kept; what is larger is reduced."""
@@ -115,6 +116,14 @@ def wrong_predictions(rows: Mapping[int, dict]) -> list[int]:
     return sorted((p for p, row in rows.items() if wrong(row)), key=lambda p: (doubt(p), p))
 
 
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    """Returns `wanted` places out of 0 ... count - 1, int [wanted], the first and the last among them.
+
+    What stands for a split is chosen so, because many splits are sorted by class.
+    """
+    return np.linspace(0, count - 1, wanted).round().astype(int)
+
+
 class Collector:
     """Gathers the rows of all images and the pictures of some, and holds no more pictures than it will give.
 
@@ -136,8 +145,8 @@ class Collector:
     ):
         self._found = Examples(class_names, methods, ranked_by, {}, {})
         self._quarter = count // 4
-        places = np.linspace(0, len(positions) - 1, min(count - 2 * self._quarter, len(positions)))
-        self._even = set(positions[places.round().astype(int)].tolist()) if count else set()
+        places = evenly_spaced(len(positions), min(count - 2 * self._quarter, len(positions)))
+        self._even = set(positions[places].tolist()) if count else set()
 
     def add(self, rows: Mapping[int, dict], draw: Callable[[int], Kept]) -> None:
         """Takes a batch's rows by position; `draw` makes the pictures of one of its images where they are kept."""
@@ -171,11 +180,16 @@ def keep(
     drawn = shown if drawn is None else shown & drawn
     quantised = np.round(255 * np.clip(np.where(drawn[..., None, None], maps, 0), 0, 1)).astype(np.uint8)
     # [M, k, h, w]; without a method, [0, k, 1, 1].
-    small = [[_reduced(picture, MAP_SIDE) for picture in of_method] for of_method in quantised]
+    small = [[reduced(picture, MAP_SIDE) for picture in of_method] for of_method in quantised]
     pictures = np.asarray(small, np.uint8) if small else np.zeros((0, len(class_ids), 1, 1), np.uint8)
-    image = _reduced(np.round(255 * np.clip(image, 0, 1)).astype(np.uint8), IMAGE_SIDE)
-    mask = _reduced(np.asarray(mask, np.uint8), MAP_SIDE, cv2.INTER_NEAREST)
+    image = reduced(np.round(255 * np.clip(image, 0, 1)).astype(np.uint8), IMAGE_SIDE)
+    mask = reduced(np.asarray(mask, np.uint8), MAP_SIDE, cv2.INTER_NEAREST)
     return Kept(image, mask, np.asarray(class_ids), pictures, drawn)
+
+
+def write_collected(folder: pathlib.Path, collector: Collector, source: Source) -> None:
+    """Writes what was gathered, each image by its name in the source."""
+    write(folder, collector.examples(lambda position: str(source[position]["id"])))
 
 
 def write(folder: pathlib.Path, examples: Examples) -> None:
@@ -229,13 +243,3 @@ def read(folder: pathlib.Path) -> Examples | None:
 def unannotated(mask: np.ndarray) -> bool:
     """Whether a data set's mask says nothing at all."""
     return bool((mask == VOID).all())
-
-
-def _reduced(picture: np.ndarray, side: int, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
-    height, width = picture.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return picture
-    return cv2.resize(
-        picture, (max(round(width * scale), 1), max(round(height * scale), 1)), interpolation=interpolation
-    )

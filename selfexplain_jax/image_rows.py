@@ -30,8 +30,7 @@ def collect(
     """Hands the batch's rows `real` to the collector."""
     batch, image, iou = seen.batch, seen.predictions["image"], [None] * len(seen.truth)
     if seen.target is not None and info.has_masks:
-        values, defined = (np.asarray(array) for array in METRICS["iou"](seen.target, seen.truth, seen.weight))
-        iou = np.where(defined, values, None)
+        iou = iou_or_none(seen.target, seen.truth, seen.weight)
     place_of = {int(batch["index"][row]): row for row in real}
     parts_seen = {part: seen.predictions[part] for part in ("object", "background") if part in seen.predictions}
     rows = {
@@ -46,7 +45,7 @@ def collect(
 
     def draw(position: int) -> examples.Kept:
         row = place_of[position]
-        pixels = np.asarray(denormalise(batch["image"][row : row + 1], config))[0]
+        pixels = visible(batch["image"][row], config)
         if seen.target is None:
             return examples.keep(pixels, batch["mask"][row], np.full(1, -1), np.zeros((0, 1, *pixels.shape[:2])))
         class_ids = seen.class_ids[row, : examples.CLASSES_PER_IMAGE]
@@ -57,25 +56,33 @@ def collect(
     collector.add(rows, draw)
 
 
+def visible(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
+    """Returns a normalised image [H, W, 3] as it is shown, in 0..1."""
+    return np.asarray(denormalise(image[None], config))[0]
+
+
+def iou_or_none(masks: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Returns the IoU at .5 of masks [B, H, W], object [B]: numbers, and None where it is not defined."""
+    value, defined = (np.asarray(array) for array in METRICS["iou"](masks, truth, weight))
+    return np.where(defined, value, None)
+
+
 def picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, Any]:
     """Returns {"title": true classes, "pictures": {column: array or None}, "titles": {column: text}} of an example."""
-
-    def visible(images):
-        return np.asarray(denormalise(images[row : row + 1], config))[0]
 
     def text(prediction):
         best = np.flatnonzero(prediction.decided[row])[:PICTURE_CLASSES]
         return "\n".join(f"{info.class_names[c]} {prediction.probabilities[row, c]:.2f}" for c in best) or "none"
 
     batch, predictions = seen.batch, seen.predictions
-    image = visible(batch["image"])
+    image = visible(batch["image"][row], config)
     pictures, titles = {"image": image}, {"image": text(predictions["image"])}
     if info.has_masks:
         pictures["ground truth"] = np.where(seen.weight[row] > 0, seen.truth[row], 0.5)
     if seen.target is not None:
         pictures |= {"target mask": seen.target[row], "overlay": overlay(image, seen.target[row])}
         for part in ("object", "background"):
-            pictures[part], titles[part] = visible(seen.shown[part]), text(predictions[part])
+            pictures[part], titles[part] = visible(seen.shown[part][row], config), text(predictions[part])
         for place in range(min(PICTURE_CLASSES, seen.class_ids.shape[1]) if info.multilabel else 0):
             class_id, column = seen.class_ids[row, place], f"class {place + 1}"
             present = batch["label"][row, class_id] > 0

@@ -144,9 +144,8 @@ def explain_present(
     rows, places = np.nonzero(shown)
     saliency = np.zeros((*class_ids.shape, *images.shape[1:3]), np.float32)
     for start in range(0, len(rows), len(images)):
-        pairs = np.arange(start, start + len(images)) % len(
-            rows
-        )  # The last batch is filled up with pairs that are done.
+        # The last batch is filled up with pairs that are done.
+        pairs = np.arange(start, start + len(images)) % len(rows)
         row, place = rows[pairs], places[pairs]
         maps = column.method(column.predictor, images[row], class_ids[row, place][:, None], rng=rng)  # [B, 1, H, W]
         saliency[row, place] = np.asarray(maps, np.float32)[:, 0]

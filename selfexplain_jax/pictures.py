@@ -7,6 +7,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
+import cv2
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,6 +40,16 @@ def overlay(image: np.ndarray, mask: np.ndarray, *, color_map: str = "viridis", 
     colors = matplotlib.colormaps[color_map](np.clip(mask, 0, 1))[..., :3]  # [H, W, 3]
     blend = (1 - opacity) * np.clip(image, 0, 1) + opacity * colors
     return np.round(255 * blend).astype(np.uint8)
+
+
+def reduced(picture: np.ndarray, side: int, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
+    """Returns a picture, uint8 [H, W] or [H, W, 3], whose longest side is `side` pixels at most."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return cv2.resize(picture, size, interpolation=interpolation)
 
 
 def save_grid(

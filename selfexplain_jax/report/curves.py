@@ -135,6 +135,5 @@ def save_curves(path: pathlib.Path, runs: Mapping[str, Mapping[str, Line]], name
         axis.set_visible(False)
     if len(runs) > 1:
         axes[0].legend(fontsize=6, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".pdf"):
         save_figure(figure, path.with_suffix(suffix))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from selfexplain_jax.examples import Examples, Kept, lowest_iou, unannotated, wrong_predictions
-from selfexplain_jax.pictures import overlay
+from selfexplain_jax.pictures import overlay, reduced
 from selfexplain_jax.types import VOID
 
 BUDGET = 11 * 2**20
@@ -137,11 +137,7 @@ def colored(grey: np.ndarray) -> np.ndarray:
 
 def data_uri(picture: np.ndarray, side: int, quality: int) -> str:
     """Returns a picture, uint8 [H, W, 3], as a WebP that stands in the page itself; reduced to `side` pixels."""
-    height, width = picture.shape[:2]
-    scale = side / max(height, width)
-    if scale < 1:
-        size = (max(round(width * scale), 1), max(round(height * scale), 1))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    picture = reduced(picture, side)
     # Above 100 OpenCV encodes without loss.
     level = 101 if max(picture.shape[:2]) <= LOSSLESS_SIDE and quality >= LOSSLESS_LEVEL else quality
     _, content = cv2.imencode(".webp", picture[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, level])

@@ -246,7 +246,7 @@ def class_choices(run: Run, cards: Sequence[gallery.Card]) -> list[tuple[int, st
     if run.kept is None:
         return []
     ids = {class_id for card in cards for class_id in card.labels}
-    ids |= {c for card in cards for told in card.row["predictions"].values() for c in told["classes"]}
+    ids |= {class_id for card in cards for class_id in card.named()}
     return sorted(((class_id, run.kept.class_names[class_id]) for class_id in ids), key=lambda found: found[1])
 
 
