@@ -8,17 +8,15 @@ Variants: self_explainer, classifier (the same network on its scores alone).
 Score:    not trained here, so none is promised.
 """
 
-from selfexplain_jax.config import base_config
+from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import self_explainer_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("self_explainer", "classifier")
 
 
 def get_config(variant="self_explainer"):
     """The experiment of that name."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/cifar10.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = self_explainer_recipe(base_config())
     config.data.name = "cifar10"
     config.data.image_size = 32

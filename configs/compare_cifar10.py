@@ -12,16 +12,14 @@ Data:     as in configs/cifar10.py; --config.data.data_dir=DIR, or $TFDS_DATA_DI
 
 import pathlib
 
-from selfexplain_jax.config import load_config
+from selfexplain_jax.config import check_variant, load_config
 from selfexplain_jax.recipes import comparison_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("comparison",)
 
 
 def get_config(variant="comparison"):
     """The comparison, on the data of configs/cifar10.py."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/compare_cifar10.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = load_config(str(pathlib.Path(__file__).with_name("cifar10.py")))
     return comparison_recipe(config, "configs/cifar10.py", "configs/cifar10.py:classifier", masks=False)

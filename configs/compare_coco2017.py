@@ -14,17 +14,15 @@ Data:     as in configs/coco2017.py; --config.data.data_dir=DIR, or $TFDS_DATA_D
 
 import pathlib
 
-from selfexplain_jax.config import load_config
+from selfexplain_jax.config import check_variant, load_config
 from selfexplain_jax.recipes import comparison_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("comparison",)
 
 
 def get_config(variant="comparison"):
     """The comparison, on the data of configs/coco2017.py."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/compare_coco2017.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = load_config(str(pathlib.Path(__file__).with_name("coco2017.py")))
     config.comparison.classes_per_image = 3
     return comparison_recipe(config, "configs/coco2017.py", "configs/coco2017.py:classifier", photo_regions="mask")

@@ -7,16 +7,14 @@ Data:     ImageNet as prepared by TFDS, then --config.data.data_dir=DIR. It has 
           faithfulness.
 """
 
-from selfexplain_jax.config import base_config
-from selfexplain_jax.types import UserError
+from selfexplain_jax.config import base_config, check_variant
 
 VARIANTS = ("comparison",)
 
 
 def get_config(variant="comparison"):
     """The comparison."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/compare_imagenet.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = base_config()
     config.data.name, config.data.eval_split = "imagenet2012", "validation"
     config.data.image_size, config.data.fit = 224, "center"

@@ -11,16 +11,14 @@ Data:     as in configs/mnist.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
 
 import pathlib
 
-from selfexplain_jax.config import load_config
+from selfexplain_jax.config import check_variant, load_config
 from selfexplain_jax.recipes import comparison_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("comparison",)
 
 
 def get_config(variant="comparison"):
     """The comparison, on the data of configs/mnist.py:canvas."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/compare_mnist.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = load_config(f"{pathlib.Path(__file__).with_name('mnist.py')}:canvas")
     return comparison_recipe(config, "configs/mnist.py:canvas", "configs/mnist.py:canvas_classifier")

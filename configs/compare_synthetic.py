@@ -12,17 +12,15 @@ Variants: single (one object), explainer (the same with a column for the masks o
           named with the command that trains it.
 """
 
-from selfexplain_jax.config import base_config
+from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import comparison_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("single", "explainer", "multi", "confounded")
 
 
 def get_config(variant="single"):
     """The comparison of that name."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/compare_synthetic.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = base_config()
     config.data.name = "synthetic"
     if variant == "multi":

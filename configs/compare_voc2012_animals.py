@@ -13,17 +13,15 @@ Variants: comparison, explainer (the same with a column for the masks of the Exp
 
 import pathlib
 
-from selfexplain_jax.config import load_config
+from selfexplain_jax.config import check_variant, load_config
 from selfexplain_jax.recipes import comparison_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("comparison", "explainer")
 
 
 def get_config(variant="comparison"):
     """The comparison, on the data of configs/voc2012_animals.py."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/compare_voc2012_animals.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = load_config(str(pathlib.Path(__file__).with_name("voc2012_animals.py")))
     config.comparison.classes_per_image = 3
     experiment = "configs/voc2012_animals.py"

@@ -6,17 +6,15 @@ Command:  python -m selfexplain_jax.main --config=configs/folder.py --config.dat
 Variants: single (one class a photo), multi (any number, needs an index file). No score has been measured yet.
 """
 
-from selfexplain_jax.config import base_config
+from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import photo_recipe, self_explainer_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("single", "multi")
 
 
 def get_config(variant="single"):
     """The experiment of that name."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/folder.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = photo_recipe(self_explainer_recipe(base_config()))
     config.data.name = "folder"
     # What may be said of the folder; the options are described in selfexplain_jax/data/folder.py.

@@ -8,17 +8,15 @@ Variants: plain (28 px, in a 32 px frame), canvas (one digit on 64 px), canvas_c
           Measured scores and times: docs/results.md.
 """
 
-from selfexplain_jax.config import base_config
+from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import scores_recipe, self_explainer_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("plain", "canvas", "canvas_classifier")
 
 
 def get_config(variant="plain"):
     """The experiment of that name."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/mnist.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = self_explainer_recipe(base_config())
     config.data.name = "mnist"
     # A pool further from the mean than for textures, and more weight on what little of an image the digits are.

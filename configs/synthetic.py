@@ -12,9 +12,8 @@ The Explainer (Stalder et al. 2022) takes two commands; `real_time_saliency` (Da
 `random_label_classifier` is the classifier on shuffled labels, for the sanity check of metrics/sanity.py.
 """
 
-from selfexplain_jax.config import base_config
+from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe, scores_recipe, self_explainer_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = (
     "object",
@@ -33,8 +32,7 @@ VARIANTS = (
 
 def get_config(variant="object"):
     """The experiment of that name."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/synthetic.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = self_explainer_recipe(base_config())
     config.data.name = "synthetic"
     if variant == "texture":

@@ -7,9 +7,8 @@ Variants: configs/synthetic_ablation.py:NAME with NAME one of VARIANTS; `full` l
           docs/results.md, from the validation split.
 """
 
-from selfexplain_jax.config import base_config
+from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import self_explainer_recipe
-from selfexplain_jax.types import UserError
 
 
 def _without(*terms):
@@ -55,8 +54,7 @@ VARIANTS = tuple(CHANGES)
 
 def get_config(variant="full"):
     """The recipe with that change."""
-    if variant not in CHANGES:
-        raise UserError(f"configs/synthetic_ablation.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = self_explainer_recipe(base_config())
     config.data.name = "synthetic"
     config.train.steps = 900

@@ -11,17 +11,15 @@ Variants: explainer, real_time_saliency (the loss of Dabkowski & Gal 2017, with 
 Score:    not trained here; the paper has it in its tables alone.
 """
 
-from selfexplain_jax.config import base_config
+from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import published_explainer_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("explainer", "real_time_saliency")
 
 
 def get_config(variant="explainer"):
     """The experiment of that name."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/voc2007_resnet50.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = base_config()
     config.data.name = "voc2007"
     config.data.train_split, config.data.eval_split = "main_train", "main_test"

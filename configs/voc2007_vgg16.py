@@ -12,17 +12,15 @@ Score:    published (authors' stored notebook): class probability 53.5 % on the 
           others, over five classes of the test set, 58.2 % unmasked; not trained here.
 """
 
-from selfexplain_jax.config import base_config
+from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import published_explainer_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("explainer", "real_time_saliency")
 
 
 def get_config(variant="explainer"):
     """The experiment of that name."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/voc2007_vgg16.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = base_config()
     config.data.name = "voc2007"
     config.data.train_split, config.data.eval_split = "main_train", "main_test"

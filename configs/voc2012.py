@@ -8,17 +8,15 @@ Variants: self_explainer, classifier (EfficientNet-Lite0 itself).
 Score:    not trained here, so none is promised.
 """
 
-from selfexplain_jax.config import base_config
+from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import classifier_recipe, photo_recipe, self_explainer_recipe
-from selfexplain_jax.types import UserError
 
 VARIANTS = ("self_explainer", "classifier")
 
 
 def get_config(variant="self_explainer"):
     """The experiment of that name."""
-    if variant not in VARIANTS:
-        raise UserError(f"configs/voc2012.py has no variant {variant!r}. Choose one of {VARIANTS}.")
+    check_variant(__file__, variant, VARIANTS)
     config = photo_recipe(self_explainer_recipe(base_config()))
     config.data.name = "voc2012"
     config.data.train_split = "train_aug"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+from collections.abc import Sequence
 
 import ml_collections
 from ml_collections import config_dict
@@ -223,6 +224,16 @@ def base_config() -> ml_collections.ConfigDict:
     for name in ("models", "model_configs", "methods", "metrics"):
         comparison[name].unlock()
     return config
+
+
+def check_variant(file: str, variant: str, variants: Sequence[str]) -> None:
+    """Holds the variant that a config file is asked for against those that it has; `file` is its `__file__`.
+
+    Raises:
+      UserError: it has no such variant.
+    """
+    if variant not in variants:
+        raise UserError(f"configs/{pathlib.Path(file).name} has no variant {variant!r}. Choose one of {variants}.")
 
 
 def default_workdir(spec: str) -> str:
