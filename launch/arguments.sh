@@ -65,6 +65,16 @@ flag_value() {
   printf '%s' "$value"
 }
 
+# Usage: shared_workdir WHY; ends the script where --workdir is a folder of one machine alone.
+shared_workdir() {
+  local workdir
+  workdir="$(flag_value workdir)"
+  if [[ "$workdir" != *://* && "$workdir" != /* ]]; then
+    fail "--workdir=$workdir: $1, so it must be a bucket, --workdir=gs://BUCKET/NAME (or an absolute path that all of them" \
+      "have mounted)."
+  fi
+}
+
 # Usage: require NAME MEANING [NAME MEANING]...; names every variable that is unset or empty and ends the script.
 require() {
   local missing=""

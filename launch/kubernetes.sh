@@ -44,11 +44,7 @@ whole_number NODES 1
 if ! [[ "$JOB_NAME" =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]]; then
   fail "JOB_NAME=$JOB_NAME must be at most 40 small letters, digits and hyphens, beginning with a letter."
 fi
-workdir="$(flag_value workdir)"
-if [[ "$workdir" != *://* && "$workdir" != /* ]]; then
-  fail "--workdir=$workdir: a pod's own folder goes with it, so it must be a bucket, --workdir=gs://BUCKET/NAME (or an" \
-    "absolute path that all of them have mounted)."
-fi
+shared_workdir "a pod's own folder goes with it"
 if [[ -z "$dry_run" ]] && ! command -v kubectl >/dev/null; then
   fail "there is no kubectl here; install it, or use --dry-run."
 fi

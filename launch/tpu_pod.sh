@@ -25,11 +25,7 @@ read_arguments "$@"
 MODE="${MODE:-train}" SELFEXPLAIN_PACKAGES="${SELFEXPLAIN_PACKAGES:-jax[tpu] gcsfs}"
 require TPU_NAME "the name of the TPU" ZONE "the zone of the TPU"
 one_of MODE train compile
-workdir="$(flag_value workdir)"
-if [[ "$workdir" != *://* && "$workdir" != /* ]]; then
-  fail "--workdir=$workdir: all workers write there, so it must be a bucket, --workdir=gs://BUCKET/NAME (or an absolute path" \
-    "that all of them have mounted)."
-fi
+shared_workdir "all workers write there"
 config="${config#"$root"/}"
 if [[ ! -e "$root/${config%%:*}" ]]; then
   fail "--config=$config is no file of the repository $root, which is what the workers get."
