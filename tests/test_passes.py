@@ -341,10 +341,11 @@ def test_kinds_of_evaluator_masks_are_mixed():
     assert 4 < swapped.sum() < 28
 
 
-def test_evaluator_scores_do_not_depend_on_the_own_label(setting):
+@pytest.mark.parametrize("infill", sorted(masking.INFILLS))
+def test_evaluator_scores_do_not_depend_on_the_own_label(setting, infill):
     label = setting[2]["label"].copy()
     label[0] = [0, 0, 1]
-    config = tiny_config(("object", "evaluator"), evaluator_masks=EVALUATOR_MASKS)
+    config = tiny_config(("object", "evaluator"), evaluator_masks=EVALUATOR_MASKS, infills=(infill,))
     run = runner(setting, config)
     before, after = run(), run(label=label)
     np.testing.assert_allclose(after["evaluator_scores"][0], before["evaluator_scores"][0], rtol=1e-5)

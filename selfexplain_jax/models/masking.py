@@ -79,15 +79,17 @@ def isolate(images: jax.Array, mask: jax.Array, filling: jax.Array) -> jax.Array
     return mask * images + (1.0 - mask) * filling
 
 
-def zero_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None) -> jax.Array:
+def zero_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None, own: bool = True) -> jax.Array:
     """The mean colour, which normalisation puts at 0."""
-    del rng, masks
+    del rng, masks, own
     return jnp.zeros_like(images)
 
 
-def color_noise_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None) -> jax.Array:
+def color_noise_infill(
+    images: jax.Array, rng: jax.Array, masks: jax.Array | None = None, own: bool = True
+) -> jax.Array:
     """One random colour per image, uniform in [-1.8, 1.8], with grey Gaussian noise of strength [0, 0.5]."""
-    del masks
+    del masks, own
     color_key, strength_key, noise_key = jax.random.split(rng, 3)
     batch = images.shape[0]
     color = jax.random.uniform(color_key, (batch, 1, 1, images.shape[3]), images.dtype, -1.8, 1.8)
@@ -112,27 +114,30 @@ def blur(images: jax.Array, sigma: float) -> jax.Array:
     return jnp.einsum("hi,bijc,wj->bhwc", rows, images, columns)
 
 
-def blur_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None) -> jax.Array:
+def blur_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None, own: bool = True) -> jax.Array:
     """The image itself, blurred until no texture is left (standard deviation: an eighth of the side).
 
     With `masks` [B, H, W] of the objects it is a blur of the background alone, blur((1 - m) x) / blur(1 - m): an object
-    that is cut out leaves a hole in its background's colours, whose outline hardly shows.
+    that is cut out leaves a hole in its background's colours, whose outline hardly shows. Not `own`: of all of it.
     """
     del rng
     sigma = images.shape[1] / 8
-    if masks is None:
+    if masks is None or not own:
         return blur(images, sigma)
     keep = (1.0 - jax.lax.stop_gradient(masks))[..., None]
     return blur(keep * images, sigma) / (blur(keep, sigma) + 1e-3)
 
 
-def other_image_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None) -> jax.Array:
+def other_image_infill(
+    images: jax.Array, rng: jax.Array, masks: jax.Array | None = None, own: bool = True
+) -> jax.Array:
     """The background of another image of the batch.
 
     With `masks` [B, H, W] of the objects, each image's object is first painted over by the mean colour of its
     background; without, the other image is taken whole. The other image is the same random number of places further
     on for all.
     """
+    del own
     if masks is not None:
         keep = (1.0 - jax.lax.stop_gradient(masks))[..., None]
         mean = (keep * images).sum(axis=(1, 2), keepdims=True) / (keep.sum(axis=(1, 2), keepdims=True) + 1.0)
@@ -156,20 +161,30 @@ def check_infills(names, where: str) -> None:
         raise UserError(f"{where} = {tuple(names)!r}: choose one or more of {sorted(INFILLS)}.")
 
 
-def infill(name: str, images: jax.Array, rng: jax.Array, masks: jax.Array | None = None) -> jax.Array:
-    """Filling b [B, H, W, 3] for `isolate`, of the kind of that name. `masks` serve 'other_image' alone."""
+def infill(name: str, images: jax.Array, rng: jax.Array, masks: jax.Array | None = None, own: bool = True) -> jax.Array:
+    """Filling b [B, H, W, 3] for `isolate`, of the kind of that name.
+
+    Args:
+      name: a key of INFILLS.
+      images: [B, H, W, 3].
+      rng: for fillings that are drawn.
+      masks: [B, H, W] of the objects, for fillings that are to look like a background.
+      own: whether an image's filling may depend on that image's own mask. A pass that must not know the mask says no.
+    """
     check_infills((name,), "infill")
-    return jax.lax.stop_gradient(INFILLS[name](images, rng, masks))
+    return jax.lax.stop_gradient(INFILLS[name](images, rng, masks, own))
 
 
-def random_infill(names: tuple[str, ...], images: jax.Array, rng: jax.Array, masks: jax.Array | None = None):
-    """A filling per image, its kind drawn uniformly from `names`: [B, H, W, 3]."""
+def random_infill(
+    names: tuple[str, ...], images: jax.Array, rng: jax.Array, masks: jax.Array | None = None, own: bool = True
+) -> jax.Array:
+    """A filling per image, its kind drawn uniformly from `names`: [B, H, W, 3]; the arguments are those of `infill`."""
     kind_key, fill_key = jax.random.split(rng)
     if len(names) == 1:
-        return infill(names[0], images, fill_key, masks)
+        return infill(names[0], images, fill_key, masks, own)
     keys = jax.random.split(fill_key, len(names))
     kind = jax.random.randint(kind_key, (images.shape[0], 1, 1, 1), 0, len(names))
-    fillings = [infill(name, images, key, masks) for name, key in zip(names, keys, strict=True)]
+    fillings = [infill(name, images, key, masks, own) for name, key in zip(names, keys, strict=True)]
     return jnp.select([kind == i for i in range(len(names))], fillings)
 
 

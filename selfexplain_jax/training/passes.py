@@ -178,6 +178,8 @@ def explanation_passes(apply, params, frozen, outputs: dict, batch: dict, config
             results["background_scores"] = scores[-images.shape[0] :]
     if "evaluator" in objective:
         mask = evaluator_mask(tuple(passes.evaluator_masks), target, evaluator_key)
+        # The same draw, but where a filling would show what the image's own mask, and with it its label, has cut out.
+        filling = masking.random_infill(passes.infills, images, infill_key, target, own=False)
         results["evaluator_scores"] = apply(params, masking.isolate(images, mask, filling))
     return results
 
