@@ -100,7 +100,7 @@ def base_config() -> ml_collections.ConfigDict:
     model.local_contrast = True
     # "mean", "max", "softmax", "logsumexp" or "ngwp": logit map -> class score.
     model.pooling = "softmax"
-    # k of the softmax and log-sum-exp pools: 0 is the mean, infinity the maximum.
+    # k of the softmax and log-sum-exp pools: 0 is the mean; as it grows they go to the maximum, the pool "max".
     model.pooling_temperature = 1.0
     # k goes geometrically from the initial value to pooling_temperature over so many steps; 0 = it is constant.
     model.initial_temperature = 1.0

@@ -65,9 +65,9 @@ def evaluate(
         dataset, config.data.eval_split, config, batch_size=settings.batch_size, max_examples=settings.max_examples
     )
     if predictor.masks is None:
-        logging.info("The model makes no masks: classification alone is evaluated.")
+        logging.warning("The model makes no masks: classification alone is evaluated.")
     elif not info.has_masks:
-        logging.info("Dataset %r has no masks: segmentation and localisation are left out.", info.name)
+        logging.warning("Dataset %r has no masks: segmentation and localisation are left out.", info.name)
     classifiers = None
     if predictor.masks is not None and settings.audit:
         logging.info("Training the classifiers of the encoding audit, audit_steps = %d.", settings.audit_steps)
@@ -88,7 +88,7 @@ def evaluate(
         if predictor.masks is not None:
             pairs = add(pairs, _parts(seen) | _swaps(predictor, seen, config, info, step))
             if info.has_masks:
-                pairs = add(pairs, _localisation(seen, info))
+                pairs = add(pairs, _localisation(seen, info) | _control_parts(predictor, seen, config, info, step))
         if classifiers is not None:
             pairs = add(pairs, _audit(classifiers, seen, info))
         real = np.flatnonzero(seen.batch["valid"] > 0)
@@ -136,7 +136,7 @@ def write_results(
         "commit": commit,
         "dirty": dirty,
         "versions": _versions(),
-        # An infinite pooling temperature is a fair setting, so the config's numbers may be what JSON cannot say.
+        # A config may hold numbers that JSON cannot say.
         "config": _with_text_for_infinity(config.to_dict()),
     }
     clash = sorted(set(results) & set(extra))
@@ -228,6 +228,25 @@ def _localisation(seen: view.View, info: DatasetInfo) -> dict[str, SumCount]:
         control = dict(mask_sums(targets[name], seen.truth, seen.weight, valid))
         control |= class_sums(of_classes[name], class_ids, label, mask, valid, info.num_classes)
         sums |= {f"controls/{name}/{metric}": pair for metric, pair in control.items()}
+    return sums
+
+
+def _control_parts(
+    predictor: Predictor, seen: view.View, config: ml_collections.ConfigDict, info: DatasetInfo, step: int
+) -> dict[str, SumCount]:
+    """What the predictor says of the parts that each control would leave, by the names of `_parts`."""
+    label, valid, images = (seen.batch[name] for name in ("label", "valid", "image"))
+    sums = {}
+    for name, mask in segmentation.control_maps(seen.truth).items():
+        control = {}
+        for part, kept in (("object", mask), ("background", 1 - mask)):
+            through = parts.shown(images, kept, mask, config.evaluation.infill, config.seed, step)
+            control[part] = view.predict(predictor, np.asarray(through), seen.batch, info, f"{part} by {name}")
+        on_object, on_background = (control[part].probabilities for part in ("object", "background"))
+        values = parts.part_sums(mask, on_object, on_background, label, valid)
+        for part, prediction in control.items():
+            values[f"{part}_accuracy"] = classification.accuracy_sums(prediction.decided, label, valid)
+        sums |= {f"controls/{name}/{metric}": pair for metric, pair in values.items()}
     return sums
 
 

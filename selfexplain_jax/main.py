@@ -26,6 +26,7 @@ from selfexplain_jax.config import default_workdir, load_config
 from selfexplain_jax.folders import open_folder
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.checkpoint import check_writable
 from selfexplain_jax.training.state import make_predictor
 from selfexplain_jax.types import UserError
 
@@ -80,6 +81,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        # A folder that vanished, a full disk, a file in the place of a folder: the user's to mend, and no bug to trace.
+        if error.errno is None:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: Cannot read or write{where}: {error.strerror}. What was saved before is kept.", file=sys.stderr)
+        return 1
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
@@ -122,6 +130,9 @@ def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: 
     folder = open_folder(workdir)
     predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     first = jax.process_index() == 0
+    if first:
+        # Before the minutes that the evaluation takes, not behind them.
+        check_writable(folder / "pictures")
     kept = {"pictures_dir": folder / "pictures", "examples_dir": folder} if first else {}
     metrics = evaluate.evaluate(predictor, result.dataset, config, **kept)
     if first:
@@ -134,6 +145,7 @@ def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: 
 def compare_and_write(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Compares the methods of `config.comparison`; writes comparison.json, a figure and the report, and says where."""
     folder = open_folder(workdir)
+    check_writable(folder / "pictures")
     results = compare.compare(config, folder)
     evaluate.write_results(folder / "comparison.json", config, {}, extra=results)
     table = report.comparison_markdown(results)
@@ -157,6 +169,7 @@ def explain_photos(
     """Explains photos with a trained network; writes WORKDIR/explained and says so."""
     predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     output_dir = open_folder(workdir) / "explained"
+    check_writable(output_dir)
     explain.explain_folder(predictor, config, images=images, output_dir=output_dir, classes=classes)
     print(f"Explanations: {output_dir}")
 

@@ -222,7 +222,7 @@ def test_checkpoint_of_another_number_of_hosts_goes_on_at_the_same_position(tmp_
 
 def test_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write to --workdir=.*file/run: Not a directory. Choose another"):
+    with pytest.raises(UserError, match="Cannot write to .*file/run: Not a directory. Choose another"):
         checkpoint.CheckpointStore(str(tmp_path / "file" / "run"), tiny_config())
 
 

@@ -2,6 +2,8 @@
 
 import importlib.util
 import inspect
+import json
+import math
 import pathlib
 import re
 
@@ -128,6 +130,20 @@ def test_real_step_can_be_traced_with_the_true_shapes(spec, traced):
         assert {(value.shape, value.dtype) for value in logs.values()} == {((), jnp.dtype("float32"))}
         if explain:
             assert {name for name in logs if name.startswith("term/")} == {f"term/{name}" for name in config.objective}
+
+
+@pytest.mark.parametrize("variant", ["object", "shape", "multi", "confounded"])
+def test_small_experiments_take_real_steps_with_all_their_terms(variant, tmp_path):
+    config = load(f"configs/synthetic.py:{variant}")
+    config.data.image_size, config.train.batch_size, config.train.steps, config.train.warmup_steps = 32, 4, 2, 1
+    config.model.widths = (8,) * len(config.model.widths)
+    for term in config.objective.values():
+        term.start = term.ramp = 0
+    result = loop.train(config, str(tmp_path))
+    assert result.step == 2
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {f"term/{name}" for name in config.objective} == {name for name in line if name.startswith("term/")}
+    assert all(math.isfinite(value) for value in line.values())
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in TRAINED])

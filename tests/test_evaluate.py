@@ -100,6 +100,12 @@ def test_a_perfect_predictor_scores_perfectly(tmp_path):
     assert controls["all_one"]["iou"] == pytest.approx(36 / 256)
     assert controls["center_box"]["pointing_game_strict"] == 1  # the objects are in the middle
     assert controls["all_zero"]["object_coverage"] == 0
+    # The whole image is its own object, at an area of 1; where nothing is shown class 0 is named.
+    assert controls["all_one"]["object_accuracy"] == 1 and controls["all_one"]["saliency_score"] == pytest.approx(
+        0, abs=1e-3
+    )
+    assert controls["all_one"]["background_accuracy"] == controls["all_zero"]["object_accuracy"] == pytest.approx(3 / 7)
+    assert controls["ground_truth"]["saliency_score"] == pytest.approx(metrics["saliency_score"])
     assert controls["ground_truth"]["continuous_iou"] == 1
     with Image.open(tmp_path / "pictures.png") as picture:
         assert min(picture.size) > 100
@@ -168,6 +174,21 @@ def test_audit_numbers_are_there_and_without_masks_the_segmentation_is_not(monke
     assert 0 <= metrics["evaluator_accuracy"] <= 1 and "evaluator_accuracy_full_image" in metrics
     absent = "iou pointing_game controls miou swap_owner_rate_ground_truth swap_owner_gap mask_only_gap"
     assert not set(absent.split()) & set(metrics)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_results_have_the_stable_names(monkeypatch, multilabel):
+    monkeypatch.setattr(audit, "mask_classifier", lambda info: MeanClassifier())
+    monkeypatch.setattr(audit, "image_classifier", lambda info: MeanClassifier())
+    dataset = make_dataset(multilabel=multilabel)
+    metrics = evaluate.evaluate(make_predictor(), dataset, make_config(audit=True, audit_steps=2))
+    names = (
+        "accuracy object_accuracy background_accuracy iou continuous_iou f1 pointing_game saliency_score "
+        "swap_owner_rate swap_owner_rate_ground_truth mask_only_gap evaluator_accuracy mean_iou_per_class"
+    )
+    assert not set(names.split()) - set(metrics)
+    gap = metrics["mask_only_accuracy"] - metrics["mask_only_accuracy_ground_truth"]
+    assert metrics["mask_only_gap"] == pytest.approx(gap)
 
 
 def test_a_model_without_masks_is_a_classifier(tmp_path):

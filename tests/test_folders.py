@@ -100,7 +100,7 @@ def test_a_bucket_that_refuses_is_named_with_the_package_it_needs(bucket, monkey
     check_writable("gs://bucket/run")
     assert not bucket, "nothing is left behind"
     monkeypatch.setattr(Buckets, "refused", True)
-    with pytest.raises(UserError, match="Cannot write to --workdir=gs://bucket/run .*403.*package gcsfs"):
+    with pytest.raises(UserError, match="Cannot write to gs://bucket/run .*403.*package gcsfs"):
         check_writable("gs://bucket/run")
 
 

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from event_files import events_of
 
 from selfexplain_jax.config import base_config
+from selfexplain_jax.objectives.compose import TERMS
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.types import UserError
@@ -85,6 +87,24 @@ def test_run_writes_what_it_promises(uninterrupted):
     )
     assert (workdir / "pictures" / "masks_000007.png").stat().st_size > 1000
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "6", "7"]
+
+
+def test_run_logs_every_term_and_the_masks_to_tensorboard(uninterrupted):
+    _, workdir = uninterrupted
+    seen = {value.tag for event in events_of(workdir) for value in event.summary.value}
+    assert {"loss", "accuracy", "term/classification", "term/object"} < seen
+    assert any("mask" in tag for tag in seen)
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tmp_path, uninterrupted):
+    result, workdir = uninterrupted
+    again = loop.train(tiny_config(), str(tmp_path / "again"))
+    assert_same_bytes(again.state, result.state)
+    assert metrics_of(tmp_path / "again") == metrics_of(workdir)
+    config = tiny_config()
+    config.seed, config.train.steps = 1, 2
+    loop.train(config, str(tmp_path / "other"))
+    assert metrics_of(tmp_path / "other")[0]["loss"] != metrics_of(workdir)[0]["loss"]
 
 
 def test_finished_run_is_restored_as_it_was_and_not_trained_again(uninterrupted):
@@ -181,6 +201,18 @@ def test_nan_stops_names_the_term_and_keeps_the_last_checkpoint(tmp_path, monkey
     assert [line["step"] for line in metrics_of(tmp_path)] == [2, 3, 4]
 
 
+def test_term_that_becomes_nan_is_named_in_a_real_step(tmp_path, monkeypatch):
+    def area(outputs, label, *, link):
+        return jnp.log(-outputs["target_mask"].mean(axis=(1, 2)))
+
+    monkeypatch.setitem(TERMS, "area_target", area)
+    config = tiny_config()
+    config.objective.area_target = {"weight": 1.0}
+    # The loss and the gradient are NaN too; the term that made them so is the one to name.
+    with pytest.raises(UserError, match="term/area_target is nan at step 1. There is no checkpoint yet"):
+        loop.train(config, str(tmp_path))
+
+
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     def damage(state, logs):
         params = jax.tree_util.tree_map_with_path(
@@ -244,6 +276,13 @@ BAD = {
     "schedule": (lambda c: setattr(c.train, "schedule", "step"), "config.train.schedule"),
     "steps": (lambda c: setattr(c.train, "steps", 0), "config.train.steps = 0 must be at least 1"),
     "log_every": (lambda c: setattr(c.train, "log_every", 0), "config.train.log_every = 0 must be at least 1"),
+    "learning_rate": (lambda c: setattr(c.train, "learning_rate", float("nan")), "config.train.learning_rate = nan"),
+    "split": (lambda c: setattr(c.data, "eval_split", "tset"), "'tset'"),
+    "audit": (lambda c: c.evaluation.update(audit=True, audit_steps=0), "config.evaluation.audit_steps = 0 trains no"),
+    "temperature": (
+        lambda c: c.model.update(temperature_steps=5, initial_temperature=float("inf")),
+        "both temperatures positive and finite",
+    ),
     "clip_norm": (lambda c: setattr(c.train, "clip_norm", float("nan")), "config.train.clip_norm = nan"),
     "batch": (lambda c: setattr(c.train, "batch_size", 3), "does not divide over 2 devices"),
 }

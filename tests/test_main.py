@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -102,6 +103,12 @@ def test_train_evaluate_explain_and_compile(tmp_path, config_file, capsys):
     assert command(*base, "--mode=explain", f"--images={tmp_path / 'photo.png'}") == 0
     assert (workdir / "explained" / "photo.png").exists()
     assert command(*base, "--mode=explain", "--images=") == 1
+    # A file where a folder is to be: told before the work, not after it.
+    for mode, name in (("explain", "explained"), ("evaluate", "pictures")):
+        shutil.rmtree(workdir / name)
+        (workdir / name).write_text("")
+        assert command(*base, f"--mode={mode}", f"--images={tmp_path / 'photo.png'}") == 1
+        assert f"error: Cannot write to {workdir / name}: File exists" in capsys.readouterr().err
     assert "--mode=explain needs --images" in capsys.readouterr().err
 
     assert command(*base, "--mode=compile") == 0
@@ -220,7 +227,7 @@ BAD = {
     "variant": (["--config={}:wide"], "variant 'wide' is unknown; there is: long"),
     "field in the file": (["--config={}:typing_error"], 'Did you mean "steps" instead of "stesp"?'),
     "bug in the file": (["--config={}:bug"], "fails with ZeroDivisionError: division by zero."),
-    "workdir": (["--config={}", "--mode=train", "--workdir=/dev/null/run"], "Cannot write to --workdir=/dev/null/run"),
+    "workdir": (["--config={}", "--mode=train", "--workdir=/dev/null/run"], "Cannot write to /dev/null/run"),
     "processes": (["--config={}", "--num_processes=2"], "--coordinator_address=None"),
 }
 

@@ -362,3 +362,8 @@ def test_synthetic_runs_through_the_pipeline():
     example = dataset.source("train")[int(batch["index"][0])]
     np.testing.assert_allclose(batch["image"][0], (example["image"] - 127.5) / 64.0, atol=1e-6)
     np.testing.assert_array_equal(batch["mask"][0], example["mask"])
+
+
+def test_more_classes_than_names_are_refused():
+    with pytest.raises(UserError, match="'fake' names 2 classes but says num_classes=3"):
+        DatasetInfo("fake", 3, ("a", "b"), multilabel=False, image_size=8, has_masks=False)

@@ -350,6 +350,7 @@ def test_a_scene_looks_alike_at_every_size():
         ({"label": "colour"}, "label='colour' does not exist; choose from object, shape, texture"),
         ({"image_size": 16}, "image_size=16 must be a whole number, 32 to 512"),
         ({"image_size": 64.0}, "image_size=64.0 must be a whole number"),
+        ({"num_classes": 9}, "num_classes=9 must be a whole number, 2 to 8"),
         ({"seed": -1}, "seed=-1 must be a whole number, 0 or more"),
         ({"max_objects": 9}, "max_objects=9 must be a whole number, 1 to 8"),
         ({"max_objects": 2, "min_objects": 3}, "min_objects=3 must be a whole number, 1 to 2"),

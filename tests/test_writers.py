@@ -2,29 +2,16 @@
 
 import io
 import json
-import struct
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from event_files import events_of
 
 from selfexplain_jax.training import writers
 
 
 def lines_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def events_of(workdir):
-    """Events of all files in the order of their making: records of length, checksum, payload, checksum."""
-    events = []
-    for path in sorted((workdir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
-        content, position = path.read_bytes(), 0
-        while position < len(content):
-            (length,) = struct.unpack("<Q", content[position : position + 8])
-            events.append(Event.FromString(content[position + 12 : position + 12 + length]))
-            position += length + 16
-    return events
 
 
 def test_scalars_go_to_both_places(tmp_path):

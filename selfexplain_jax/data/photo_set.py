@@ -195,7 +195,7 @@ def log_counts(name: str, split: str, count: int, num_empty: int, num_dropped: i
     """Logs how many examples a split has, and how many of them show none of the classes."""
     fate = "dropped" if num_dropped else "kept, with an all-zero label"
     what = "Dataset %r, split %r: %d photos; %d show none of the classes (%s)."
-    logging.info(what, name, split, count, num_empty, fate)
+    (logging.warning if num_dropped else logging.info)(what, name, split, count, num_empty, fate)
 
 
 def shrink_mask(mask: np.ndarray, photo_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

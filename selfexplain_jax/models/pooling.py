@@ -6,6 +6,7 @@ Every pool takes logit maps s [B, h, w, C] and returns class scores z [B, C]; N 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -80,10 +81,15 @@ def check_pool(name: str, temperature: float) -> None:
     """Checks `config.model.pooling` and its temperature.
 
     Raises:
-      UserError: unknown name, or a temperature that is not positive where the pool divides by it.
+      UserError: unknown name, a temperature that is no finite number, or one that is not positive where the pool
+        divides by it.
     """
     if name not in POOLS:
         raise UserError(f"config.model.pooling = {name!r} is unknown. Choose one of {sorted(POOLS)}.")
+    if not math.isfinite(temperature):
+        raise UserError(
+            f"config.model.pooling_temperature = {temperature} must be a finite number; its limit is the pool 'max'."
+        )
     if temperature < 0 or (name == "logsumexp" and temperature == 0):
         raise UserError(
             f"config.model.pooling_temperature = {temperature} is not possible for {name!r}: "

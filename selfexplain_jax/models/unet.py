@@ -201,7 +201,7 @@ def size_divisor(stem_stride: int, widths: tuple[int, ...]) -> int:
 
 
 def check_maps(options) -> None:
-    """Checks what every network that draws maps takes from `config.model`: norm, pooling, edge filter.
+    """Checks what every network that draws maps takes from `config.model`: norm, pooling, depth, blur, edge filter.
 
     Raises:
       UserError: an unknown choice or a number out of range.
@@ -209,21 +209,40 @@ def check_maps(options) -> None:
     if options.norm not in NORMS:
         raise UserError(f"config.model.norm = {options.norm!r} is unknown. Choose one of {NORMS}.")
     pooling.check_pool(options.pooling, options.pooling_temperature)
-    if any(distance != int(distance) or distance < 1 for distance in options.edge_distances) or options.edge_scale <= 0:
+    if options.decoder_depth < 0 or not options.map_blur >= 0:
+        raise UserError(
+            f"config.model.decoder_depth = {options.decoder_depth} and map_blur = {options.map_blur} must be 0 or more."
+        )
+    if not whole_numbers(options.edge_distances) or not options.edge_scale > 0:
         raise UserError(
             f"config.model.edge_distances = {options.edge_distances!r} must be whole numbers of cells, 1 or more, and "
             f"edge_scale = {options.edge_scale} above 0."
         )
 
 
+def whole_numbers(values) -> bool:
+    """Whether all are integers, 1 or more; true of none."""
+    return all(isinstance(value, int) and not isinstance(value, bool) and value >= 1 for value in values)
+
+
 def build_unet(config, info: DatasetInfo) -> UNet:
     """The U-Net that `config.model` describes, for that dataset.
 
     Raises:
-      UserError: unknown norm, pooling or stride, or an image size that the levels cannot halve.
+      UserError: unknown norm, pooling or stride, a width or depth that makes no layer, or an image size that the
+        levels cannot halve.
     """
     options = config.model
     check_maps(options)
+    if not options.widths or not whole_numbers(options.widths):
+        raise UserError(f"config.model.widths = {options.widths!r} must be one or more whole numbers of channels.")
+    if options.norm == "group" and any(width % min(8, width) for width in options.widths):
+        raise UserError(f'config.model.widths = {options.widths!r} must be multiples of 8 for norm = "group".')
+    if options.encoder_depth < 0 or options.refine_width < 0:
+        raise UserError(
+            f"config.model.encoder_depth = {options.encoder_depth} and refine_width = {options.refine_width} must be 0 "
+            "or more."
+        )
     stem, stride = options.stem_stride, options.mask_stride
     if stride not in STRIDES or stem not in STRIDES or stem < stride:
         raise UserError(

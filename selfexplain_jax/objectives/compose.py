@@ -71,6 +71,11 @@ def validate_objective(config) -> None:
                 raise UserError(f"{where} = {value!r} is unknown. Choose one of {choices}.")
             if not choices and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise UserError(f"{where} = {value!r} must be a number.")
+        if options.get("gate_steepness") and "classification" not in config.objective:
+            raise UserError(
+                f"config.objective.{name}.gate_steepness waits for the loss of 'classification', which the objective "
+                "does not have."
+            )
     bounds = config.objective.get("area_bounds")
     if bounds is not None and not 0 <= bounds.get("lower", 0.05) < bounds.get("upper", 0.3) <= 1:
         raise UserError("config.objective.area_bounds needs 0 <= lower < upper <= 1.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import tempfile
 import zlib
@@ -253,7 +254,7 @@ def saved_config(workdir: str) -> ml_collections.ConfigDict:
     raise UserError(f"{workdir} holds no checkpoint that can be read.")
 
 
-def check_writable(workdir: str) -> None:
+def check_writable(workdir: str | os.PathLike) -> None:
     """Makes the folder and writes a file into it, which is removed at once.
 
     Raises:
@@ -268,7 +269,7 @@ def check_writable(workdir: str) -> None:
         except Exception as error:  # The package of each kind of bucket has errors of its own.
             package = BUCKETS[str(folder).partition("://")[0]]
             raise UserError(
-                f"Cannot write to --workdir={workdir} ({_first_line(error)}). Is the Python package {package} "
+                f"Cannot write to {workdir} ({_first_line(error)}). Is the Python package {package} "
                 "installed, is the bucket there, and may this account write to it?"
             ) from error
         return
@@ -277,7 +278,7 @@ def check_writable(workdir: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"Cannot write to --workdir={workdir}: {error.strerror or error}. Choose another.") from error
+        raise UserError(f"Cannot write to {workdir}: {error.strerror or error}. Choose another --workdir.") from error
 
 
 def check_same_shapes(saved: Any, present: Any, where: str) -> None:

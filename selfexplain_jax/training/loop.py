@@ -26,7 +26,7 @@ from selfexplain_jax.training import steps
 from selfexplain_jax.training.checkpoint import CheckpointStore, fingerprint
 from selfexplain_jax.training.frozen import FrozenClassifier, check_classifier, from_workdir
 from selfexplain_jax.training.optimizer import build_optimizer
-from selfexplain_jax.training.passes import check_method, explanations_start, validate_passes
+from selfexplain_jax.training.passes import SCORE_TERMS, check_method, explanations_start, validate_passes
 from selfexplain_jax.training.signals import Stopped, StopSignal
 from selfexplain_jax.training.state import TrainState, abstract_state, create_state, initial_state
 from selfexplain_jax.training.writers import MetricWriter, Progress
@@ -99,6 +99,11 @@ def build(config: ml_collections.ConfigDict, classifier: FrozenClassifier | None
         for group, field in (name.split(".") for name in names.split()):
             if not config[group][field] >= least:
                 raise UserError(f"config.{group}.{field} = {config[group][field]} must be at least {least}.")
+    if config.evaluation.audit and config.evaluation.audit_steps == 0:
+        raise UserError(
+            "config.evaluation.audit_steps = 0 trains no classifiers of the encoding audit: set "
+            "config.evaluation.audit = False to leave it out."
+        )
     validate_objective(config)
     validate_passes(config)
     optimizer, schedule = build_optimizer(config)
@@ -161,6 +166,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenCla
     frozen = load_frozen(experiment, mesh)
     host, hosts = jax.process_index(), jax.process_count()
     iterator = train_iterator(experiment.dataset, config, host=host, hosts=hosts)
+    if config.train.evaluate or (config.train.picture_every and config.method != "classifier"):
+        # An unknown or empty split is told before the training, not at the first picture or at the end.
+        evaluation_batches(experiment.dataset, config.data.eval_split, config, batch_size=1)
     store = CheckpointStore(workdir, config, classifier=fingerprint(frozen))
     create, abstract = _state_creation(experiment, mesh)
     restored = store.restore(abstract, iterator)
@@ -366,10 +374,12 @@ def first_not_finite(
 ) -> tuple[int, str, float] | None:
     """The first step at which a term, the loss or the gradient is NaN or infinite, with its name and value.
 
-    Terms come before the loss that they make up, so that the message names the cause.
+    Terms come before the loss that they make up, and those of the image alone before those that masks enter, so that
+    the message names the cause.
     """
     for step, values in zip(step_numbers, logs, strict=True):
-        names = [*sorted(name for name in values if name.startswith("term/")), "loss", "gradient_norm"]
+        scores = [f"term/{name}" for name in SCORE_TERMS]
+        names = [*scores, *sorted(name for name in values if name.startswith("term/")), "loss", "gradient_norm"]
         for name in names:
             if name in values and not np.isfinite(values[name]):
                 return step, name, float(values[name])

@@ -44,7 +44,7 @@ def build_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedul
     train = config.train
     if train.optimizer not in OPTIMIZERS:
         raise UserError(f"config.train.optimizer = {train.optimizer!r} is unknown. Choose one of {OPTIMIZERS}.")
-    if train.learning_rate <= 0:
+    if not 0 < train.learning_rate < float("inf"):
         raise UserError(f"config.train.learning_rate = {train.learning_rate} must be positive.")
     if train.accumulate < 1 or train.steps % train.accumulate:
         raise UserError(

@@ -61,11 +61,13 @@ def validate_passes(config) -> None:
         raise UserError(f"config.passes.evaluator_masks = {passes.evaluator_masks!r}: choose from {EVALUATOR_MASKS}.")
     masking.check_infills(passes.infills, "config.passes.infills")
     masking.check_infills((config.evaluation.infill,), "config.evaluation.infill")
+    temperatures = (config.model.initial_temperature, config.model.pooling_temperature)
     if config.model.temperature_steps < 0 or (
-        config.model.temperature_steps > 0
-        and min(config.model.initial_temperature, config.model.pooling_temperature) <= 0
+        config.model.temperature_steps > 0 and not 0 < min(temperatures) <= max(temperatures) < float("inf")
     ):
-        raise UserError("config.model.temperature_steps must be 0 or more, and then both temperatures positive.")
+        raise UserError(
+            "config.model.temperature_steps must be 0 or more, and then both temperatures positive and finite."
+        )
     borrowed = {"swapped", "complement"} & set(passes.evaluator_masks) | {"other_image"} & set(passes.infills)
     if config.train.batch_size < 2 and first_step(config.objective, EXPLANATION_TERMS) is not None and borrowed:
         raise UserError(

@@ -86,7 +86,7 @@ def drop_lines_after(path: pathlib.Path, step: int) -> None:
     lines = path.read_text().splitlines()
     kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
     if len(kept) < len(lines):
-        logging.info("Took %d lines of steps after %d out of %s.", len(lines) - len(kept), step, path)
+        logging.warning("Took %d lines of steps after %d out of %s.", len(lines) - len(kept), step, path)
         write_whole(path, "".join(line + "\n" for line in kept).encode())
 
 
