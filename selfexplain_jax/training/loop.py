@@ -101,8 +101,7 @@ def build(config: ml_collections.ConfigDict, classifier: FrozenClassifier | None
                 raise UserError(f"config.{group}.{field} = {config[group][field]} must be at least {least}.")
     if config.evaluation.audit and config.evaluation.audit_steps == 0:
         raise UserError(
-            "config.evaluation.audit_steps = 0 trains no classifiers of the encoding audit: set "
-            "config.evaluation.audit = False to leave it out."
+            "config.evaluation.audit_steps = 0 trains no classifiers: set evaluation.audit = False instead."
         )
     validate_objective(config)
     validate_passes(config)
@@ -167,8 +166,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenCla
     host, hosts = jax.process_index(), jax.process_count()
     iterator = train_iterator(experiment.dataset, config, host=host, hosts=hosts)
     if config.train.evaluate or (config.train.picture_every and config.method != "classifier"):
-        # An unknown or empty split is told before the training, not at the first picture or at the end.
-        evaluation_batches(experiment.dataset, config.data.eval_split, config, batch_size=1)
+        evaluation_batches(experiment.dataset, config.data.eval_split, config, batch_size=1)  # Refuses a bad split now.
     store = CheckpointStore(workdir, config, classifier=fingerprint(frozen))
     create, abstract = _state_creation(experiment, mesh)
     restored = store.restore(abstract, iterator)
@@ -372,14 +370,10 @@ class _Run:
 def first_not_finite(
     step_numbers: Sequence[int], logs: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[int, str, float] | None:
-    """The first step at which a term, the loss or the gradient is NaN or infinite, with its name and value.
-
-    Terms come before the loss that they make up, and those of the image alone before those that masks enter, so that
-    the message names the cause.
-    """
+    """The first step at which a number is not finite, its name and value: scores' terms before others and the loss."""
     for step, values in zip(step_numbers, logs, strict=True):
-        scores = [f"term/{name}" for name in SCORE_TERMS]
-        names = [*scores, *sorted(name for name in values if name.startswith("term/")), "loss", "gradient_norm"]
+        terms = sorted(name for name in values if name.startswith("term/"))
+        names = [*(f"term/{name}" for name in SCORE_TERMS), *terms, "loss", "gradient_norm"]
         for name in names:
             if name in values and not np.isfinite(values[name]):
                 return step, name, float(values[name])
