@@ -278,6 +278,10 @@ BAD = {
     "log_every": (lambda c: setattr(c.train, "log_every", 0), "config.train.log_every = 0 must be at least 1"),
     "learning_rate": (lambda c: setattr(c.train, "learning_rate", float("nan")), "config.train.learning_rate = nan"),
     "split": (lambda c: setattr(c.data, "eval_split", "tset"), "'tset'"),
+    "split of the last picture": (
+        lambda c: (setattr(c.data, "eval_split", "tset"), setattr(c.train, "evaluate", False)),
+        "'tset'",
+    ),
     "audit": (lambda c: c.evaluation.update(audit=True, audit_steps=0), "config.evaluation.audit_steps = 0 trains no"),
     "temperature": (
         lambda c: c.model.update(temperature_steps=5, initial_temperature=float("inf")),

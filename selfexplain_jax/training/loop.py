@@ -165,14 +165,16 @@ def train(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenCla
     frozen = load_frozen(experiment, mesh)
     host, hosts = jax.process_index(), jax.process_count()
     iterator = train_iterator(experiment.dataset, config, host=host, hosts=hosts)
-    if config.train.evaluate or (config.train.picture_every and config.method != "classifier"):
-        evaluation_batches(experiment.dataset, config.data.eval_split, config, batch_size=1)  # Refuses a bad split now.
+    preview = None
+    if config.train.evaluate or config.method != "classifier":  # A bad split is refused now, not when it is needed.
+        shown = {"batch_size": PICTURE_EXAMPLES, "max_examples": PICTURE_EXAMPLES}
+        preview = evaluation_batches(experiment.dataset, config.data.eval_split, config, **shown)
     store = CheckpointStore(workdir, config, classifier=fingerprint(frozen))
     create, abstract = _state_creation(experiment, mesh)
     restored = store.restore(abstract, iterator)
     start, seconds = (restored.step, restored.train_seconds) if restored else (0, 0.0)
     state = restored.state if restored else initial_state(config, create, abstract)
-    run = _Run(experiment, mesh, frozen, workdir, store, iterator, start, seconds)
+    run = _Run(experiment, mesh, frozen, workdir, store, iterator, preview, start, seconds)
     try:
         with StopSignal() as stop:
             state = run.to_the_end(state, stop)
@@ -219,10 +221,10 @@ def _result(experiment: Experiment, frozen: tuple, state: TrainState, step: int,
 class _Run:
     """One process's part of a training: the steps, and what is due between them."""
 
-    def __init__(self, experiment, mesh, frozen, workdir, store, iterator, start, seconds_before):
+    def __init__(self, experiment, mesh, frozen, workdir, store, iterator, preview, start, seconds_before):
         self.step = self._start = start
         self._experiment, self._mesh, self._frozen = experiment, mesh, frozen
-        self._store, self._iterator = store, iterator
+        self._store, self._iterator, self._preview = store, iterator, preview
         self._workdir = open_folder(workdir)
         self._seconds_before, self._started = seconds_before, time.monotonic()
         # Seconds of training behind the newest checkpoint.
@@ -346,15 +348,9 @@ class _Run:
         """Returns state -> None, which draws the masks of a few fixed examples to TensorBoard and to a PNG file."""
         if jax.process_index() != 0 or self._experiment.config.method == "classifier":
             return lambda state: None
-        config, dataset = self._experiment.config, self._experiment.dataset
-        of_state = jax.jit(functools.partial(steps.mask_pictures, config=config, model=self._experiment.model))
-
-        @functools.cache
-        def examples():
-            count = PICTURE_EXAMPLES
-            return next(
-                iter(evaluation_batches(dataset, config.data.eval_split, config, batch_size=count, max_examples=count))
-            )
+        config, model = self._experiment.config, self._experiment.model
+        of_state = jax.jit(functools.partial(steps.mask_pictures, config=config, model=model))
+        examples = functools.cache(lambda: next(iter(self._preview)))
 
         def draw(state: TrainState) -> None:
             real = examples()["valid"] > 0
