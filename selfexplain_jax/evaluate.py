@@ -24,7 +24,7 @@ from selfexplain_jax.data.pipeline import evaluation_batches
 from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.metrics import add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
 from selfexplain_jax.models import masking
-from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, UserError
+from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, SumCount, UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "scikit-learn")
 """Packages whose versions stand in results.json."""
@@ -187,13 +187,22 @@ def _classification(seen: view.View) -> dict[str, SumCount]:
 
 def _parts(seen: view.View) -> dict[str, SumCount]:
     label, valid, predictions = seen.batch["label"], seen.batch["valid"], seen.predictions
-    shown = {"object_accuracy": "object", "background_accuracy": "background"}
-    shown |= {f"object_accuracy_{infill}": f"object_{infill}" for infill in masking.INFILLS}
+    shown = {f"object_accuracy_{infill}": f"object_{infill}" for infill in masking.INFILLS}
     if "ground_truth" in predictions:
         shown["object_accuracy_ground_truth"] = "ground_truth"
     sums = {name: classification.accuracy_sums(predictions[part].decided, label, valid) for name, part in shown.items()}
-    on_object, on_background = (predictions[part].probabilities for part in ("object", "background"))
-    return sums | parts.part_sums(seen.target, on_object, on_background, label, valid)
+    return sums | _sums_of_parts(seen.target, predictions["object"], predictions["background"], seen.batch)
+
+
+def _sums_of_parts(
+    mask: np.ndarray, on_object: view.Prediction, on_background: view.Prediction, batch: Batch
+) -> dict[str, SumCount]:
+    """What is counted of x|m and x|1-m, for the model's mask and for every control."""
+    label, valid = batch["label"], batch["valid"]
+    return {
+        "object_accuracy": classification.accuracy_sums(on_object.decided, label, valid),
+        "background_accuracy": classification.accuracy_sums(on_background.decided, label, valid),
+    } | parts.part_sums(mask, on_object.probabilities, on_background.probabilities, label, valid)
 
 
 def _swaps(
@@ -234,19 +243,20 @@ def _localisation(seen: view.View, info: DatasetInfo) -> dict[str, SumCount]:
 def _control_parts(
     predictor: Predictor, seen: view.View, config: ml_collections.ConfigDict, info: DatasetInfo, step: int
 ) -> dict[str, SumCount]:
-    """What the predictor says of the parts that each control would leave, by the names of `_parts`."""
-    label, valid, images = (seen.batch[name] for name in ("label", "valid", "image"))
+    """What the predictor says of the parts that each control would leave."""
+
+    def answer(kept, mask, name):
+        through = parts.shown(seen.batch["image"], kept, mask, config.evaluation.infill, config.seed, step)
+        return view.predict(predictor, np.asarray(through), seen.batch, info, name)
+
     sums = {}
     for name, mask in segmentation.control_maps(seen.truth).items():
-        control = {}
-        for part, kept in (("object", mask), ("background", 1 - mask)):
-            through = parts.shown(images, kept, mask, config.evaluation.infill, config.seed, step)
-            control[part] = view.predict(predictor, np.asarray(through), seen.batch, info, f"{part} by {name}")
-        on_object, on_background = (control[part].probabilities for part in ("object", "background"))
-        values = parts.part_sums(mask, on_object, on_background, label, valid)
-        for part, prediction in control.items():
-            values[f"{part}_accuracy"] = classification.accuracy_sums(prediction.decided, label, valid)
-        sums |= {f"controls/{name}/{metric}": pair for metric, pair in values.items()}
+        # The true objects have been asked about; and half of an image leaves the same half.
+        known = seen.predictions["ground_truth"] if name == "ground_truth" else None
+        on_object = known or answer(mask, mask, f"objects by {name}")
+        on_background = on_object if name == "all_half" else answer(1 - mask, mask, f"backgrounds by {name}")
+        control = _sums_of_parts(mask, on_object, on_background, seen.batch)
+        sums |= {f"controls/{name}/{metric}": pair for metric, pair in control.items()}
     return sums
 
 
