@@ -77,6 +77,11 @@ class DatasetInfo:
             )
 
 
+def is_whole_number(value: Any) -> bool:
+    """Whether it is an integer, Python's or numpy's, and no truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class Boxes:
     """The boxes of one example. They are no part of a batch, whose shapes are static: see `Source`.

@@ -13,7 +13,7 @@ import numpy as np
 
 from selfexplain_jax.data.records import Records, records_folder
 from selfexplain_jax.data.scenes import BACKGROUND_TEXTURES, PERIOD_RANGE, Scene, Texture, render
-from selfexplain_jax.types import DatasetInfo, Example, UserError
+from selfexplain_jax.types import DatasetInfo, Example, UserError, is_whole_number
 
 SPLITS = {"train": ("train", 0, 55_000), "validation": ("train", 55_000, 60_000), "test": ("test", 0, 10_000)}
 """Our split -> (MNIST's own split, first digit, end)."""
@@ -257,11 +257,16 @@ class MNIST:
         noise: float = 8.0,
     ):
         smallest = 32 if canvas else DIGIT_SIDE
-        _require(_whole(image_size) and smallest <= image_size <= 512, "image_size", image_size, f"{smallest} to 512")
-        _require(_whole(seed) and seed >= 0, "seed", seed, "a whole number, 0 or more")
-        _require(_whole(max_objects) and 1 <= max_objects <= MAX_OBJECTS, "max_objects", max_objects, "1 to 6")
+        _require(
+            is_whole_number(image_size) and smallest <= image_size <= 512,
+            "image_size",
+            image_size,
+            f"{smallest} to 512",
+        )
+        _require(is_whole_number(seed) and seed >= 0, "seed", seed, "a whole number, 0 or more")
+        _require(is_whole_number(max_objects) and 1 <= max_objects <= MAX_OBJECTS, "max_objects", max_objects, "1 to 6")
         most = f"1 to max_objects={max_objects}"
-        _require(_whole(min_objects) and 1 <= min_objects <= max_objects, "min_objects", min_objects, most)
+        _require(is_whole_number(min_objects) and 1 <= min_objects <= max_objects, "min_objects", min_objects, most)
         _require(isinstance(noise, (int, float)) and 0 <= noise <= 64, "noise", noise, "0 to 64")
         if not canvas and max_objects > 1:
             raise UserError(f"Dataset 'mnist': max_objects={max_objects} needs canvas=True; plain MNIST has one digit.")
@@ -301,10 +306,6 @@ class MNIST:
 def _columns(count: int) -> int:
     """Columns, and rows, of the smallest square grid with at least `count` cells."""
     return math.ceil(math.sqrt(count))
-
-
-def _whole(value) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _require(holds: bool, name: str, value, expected: str) -> None:

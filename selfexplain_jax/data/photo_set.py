@@ -14,7 +14,7 @@ from absl import logging
 from selfexplain_jax.data import decode
 from selfexplain_jax.data.classes import ClassSubset, check_empty, keep_examples
 from selfexplain_jax.data.records import Records, is_prepared, prepare_command, prepared_path, records_folder
-from selfexplain_jax.types import VOID, Boxes, DatasetInfo, Example, UserError
+from selfexplain_jax.types import VOID, Boxes, DatasetInfo, Example, UserError, is_whole_number
 
 VERSION = "1.0.0"
 """Of what the builders write; a change in it means preparing again."""
@@ -222,8 +222,7 @@ def shrink_mask(mask: np.ndarray, photo_size: tuple[int, int], size: tuple[int, 
 
 def check_image_size(name: str, image_size: int) -> None:
     """Raises UserError unless image_size is a whole number from 8 to 2048."""
-    whole = isinstance(image_size, (int, np.integer)) and not isinstance(image_size, bool)
-    if not whole or not 8 <= image_size <= 2048:
+    if not is_whole_number(image_size) or not 8 <= image_size <= 2048:
         raise UserError(f"Dataset {name!r}: image_size={image_size!r} must be a whole number, 8 to 2048.")
 
 

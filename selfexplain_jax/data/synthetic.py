@@ -12,7 +12,7 @@ import operator
 import numpy as np
 
 from selfexplain_jax.data.scenes import MAX_CLASSES, MAX_OBJECTS, OBJECT_TEXTURES, SHAPES, Scene, render, sample_scene
-from selfexplain_jax.types import DatasetInfo, Example, UserError
+from selfexplain_jax.types import DatasetInfo, Example, UserError, is_whole_number
 
 SPLITS = ("train", "validation", "test")
 LABELS = ("object", "shape", "texture")
@@ -52,7 +52,7 @@ class SyntheticSource:
 
 
 def _check_integer(name: str, value, low: int, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+    if not is_whole_number(value) or not low <= value <= high:
         upper = f" to {high}" if high < math.inf else " or more"
         raise UserError(f"Dataset 'synthetic': {name}={value!r} must be a whole number, {low}{upper}.")
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.models import edges, masking, pooling
-from selfexplain_jax.types import DatasetInfo, UserError
+from selfexplain_jax.types import DatasetInfo, UserError, is_whole_number
 
 NORMS = ("group", "batch", "none")
 STRIDES = (1, 2, 4, 8)
@@ -222,7 +222,7 @@ def check_maps(options) -> None:
 
 def whole_numbers(values) -> bool:
     """Whether all are integers, 1 or more; true of none."""
-    return all(isinstance(value, int) and not isinstance(value, bool) and value >= 1 for value in values)
+    return all(is_whole_number(value) and value >= 1 for value in values)
 
 
 def build_unet(config, info: DatasetInfo) -> UNet:
