@@ -9,7 +9,7 @@ Variants: plain (28 px, in a 32 px frame), canvas (one digit on 64 px), canvas_c
 """
 
 from selfexplain_jax.config import base_config, check_variant
-from selfexplain_jax.recipes import scores_recipe, self_explainer_recipe
+from selfexplain_jax.recipes import scores_recipe, self_explainer_recipe, start_later
 
 VARIANTS = ("plain", "canvas", "canvas_classifier")
 
@@ -31,9 +31,8 @@ def get_config(variant="plain"):
         # alone, at a third of the time, then all passes.
         config.train.steps = 8500
         # On plain black the all-ones mask costs no pass anything: area, colour and the border have to shrink it.
-        config.objective.border = {"weight": 0.5, "width": 0.06, "start": 0}
-        for name in set(config.objective) - {"ranking"}:
-            config.objective[name].start += 6000
+        config.objective.border = {"weight": 0.5, "width": 0.06}
+        start_later(config, 6000)
         # What shrinks the mask must not cost the class: sums over classes and cells would outweigh a mean of ten terms.
         config.objective.classification.weight, config.objective.ranking.weight = 10.0, 4.0
         config.objective.background.weight, config.objective.affinity.weight = 1.0, 10.0

@@ -13,7 +13,13 @@ The Explainer (Stalder et al. 2022) takes two commands; `real_time_saliency` (Da
 """
 
 from selfexplain_jax.config import base_config, check_variant
-from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe, scores_recipe, self_explainer_recipe
+from selfexplain_jax.recipes import (
+    explainer_recipe,
+    real_time_saliency_recipe,
+    scores_recipe,
+    self_explainer_recipe,
+    start_later,
+)
 
 VARIANTS = (
     "object",
@@ -50,8 +56,7 @@ def get_config(variant="object"):
         config.objective.border = {"weight": 1.0}
         config.model.initial_temperature, config.model.pooling_temperature = 1.0, 0.4
         config.model.temperature_steps = 5000
-        for name in set(config.objective) - {"ranking", "border"}:
-            config.objective[name].start += 5200
+        start_later(config, 5200, but=("border",))
         # Another image's mask has an outline too, which here is a class: of masks that know nothing, blobs alone.
         config.passes.evaluator_masks = ("blobs",)
         config.objective.evaluator.weight = 0.5
@@ -64,8 +69,7 @@ def get_config(variant="object"):
         config.train.steps = 5200
         config.model.initial_temperature, config.model.pooling_temperature = 0.8, 0.5
         config.model.temperature_steps = 1500
-        for name in set(config.objective) - {"ranking", "classification"}:
-            config.objective[name].start += 1200
+        start_later(config, 1200, but=("classification",))
         config.objective.classification.weight = 3.0
         # What lies along the border is no class: scores rise sooner (see "shape").
         config.objective.border = {"weight": 0.5}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import ml_collections
 
 from selfexplain_jax.config import default_workdir
@@ -42,6 +44,12 @@ def self_explainer_recipe(config: ml_collections.ConfigDict) -> ml_collections.C
         "affinity": {"weight": 10.0, "start": 600, "ramp": 600},
     }
     return config
+
+
+def start_later(config: ml_collections.ConfigDict, steps: int, but: Collection[str] = ()) -> None:
+    """Lets all terms of the objective but "ranking" and those in `but` start so many steps later, in place."""
+    for name in set(config.objective) - {"ranking", *but}:
+        config.objective[name].start = config.objective[name].get("start", 0) + steps
 
 
 def explainer_recipe(
