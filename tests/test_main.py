@@ -86,6 +86,11 @@ def test_train_evaluate_explain_and_compile(tmp_path, config_file, capsys):
     (workdir / "report.html").unlink()
     assert command("--mode=report", f"--workdir={workdir}") == 0
     assert (workdir / "report.html").is_file()
+    (workdir / "report.html").unlink()
+    (workdir / "report.html").mkdir()
+    assert command("--mode=report", f"--workdir={workdir}") == 1
+    assert "error: Cannot read or write" in capsys.readouterr().err
+    (workdir / "report.html").rmdir()
     assert command("--mode=report", f"--workdir={tmp_path / 'none'}") == 1
     assert "There is nothing to report in" in capsys.readouterr().err
 

@@ -262,13 +262,13 @@ def test_missing_dataset_names_folder_and_command(tmp_path, monkeypatch):
     assert command in str(error.value)
 
 
-def test_data_dir_falls_back_to_the_environment_then_home(monkeypatch):
+def test_data_dir_falls_back_to_the_environment_then_home(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", "/from/environment")
     assert records.records_folder("/given") == "/given"
     assert records.records_folder("") == "/from/environment"
     monkeypatch.delenv("TFDS_DATA_DIR")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert records.records_folder("") == "/home/someone/tensorflow_datasets"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert records.records_folder("") == str(tmp_path / "tensorflow_datasets")
 
 
 def test_interrupted_preparation_is_not_read(damaged):

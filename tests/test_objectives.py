@@ -357,6 +357,8 @@ def test_gate_holds_back_the_other_terms_until_the_class_is_known():
     loss, means = total({"classification": gated, "area_target": gated}, outputs, [[0, 1]])
     assert means["area_target"] == pytest.approx(0.5)
     assert loss == pytest.approx(math.log(4) + 0.5 * math.exp(-2 * (math.log(4) - 0.2)), rel=1e-5)
+    loss, _ = total({"area_target": gated}, outputs, [[0, 1]])  # No classification to wait for.
+    assert loss == pytest.approx(0.5)
 
 
 # ---- Refusals --------------------------------------------------------------------------------------------------------
@@ -407,6 +409,14 @@ def test_no_term_at_all_is_refused():
     config = base_config()
     del config.objective.classification
     with pytest.raises(UserError, match="config.objective is empty"):
+        validate_objective(config)
+
+
+def test_gate_without_the_loss_that_it_waits_for_is_refused():
+    config = config_with({"ranking": {}, "area_target": {"gate_steepness": 2.0}})
+    validate_objective(config)
+    del config.objective.classification
+    with pytest.raises(UserError, match="area_target.gate_steepness waits for the loss of 'classification'"):
         validate_objective(config)
 
 
