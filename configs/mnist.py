@@ -35,7 +35,9 @@ def get_config(variant="plain"):
         start_later(config, 6000)
         # What shrinks the mask must not cost the class: sums over classes and cells would outweigh a mean of ten terms.
         config.objective.classification.weight, config.objective.ranking.weight = 10.0, 4.0
-        config.objective.background.weight, config.objective.affinity.weight = 1.0, 10.0
+        # Nor may it leave a piece of the digit that nothing can be read from.
+        config.objective.object.weight, config.objective.area_target.weight = 4.0, 0.4
+        config.objective.background.weight = 0.5
     else:
         config.data.image_size = 64
         config.data.options = {"canvas": True}
