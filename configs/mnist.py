@@ -21,7 +21,6 @@ def get_config(variant="plain"):
     config.data.name = "mnist"
     # A pool further from the mean than for textures, and more weight on what little of an image the digits are.
     config.model.pooling_temperature = 0.5
-    config.objective.area_target.weight = 1.0
     config.objective.area_non_target.weight = 0.5
     config.objective.affinity.weight = 20.0
     if variant == "plain":
@@ -41,6 +40,8 @@ def get_config(variant="plain"):
     else:
         config.data.image_size = 64
         config.data.options = {"canvas": True}
+        # A digit covers little of a canvas.
+        config.objective.area_target.weight = 1.0
         # A thin stroke on a filling of its own colour cannot be read, so that with other infills the masks keep a rim
         # of the background around the digit.
         config.passes.infills = ("blur",)
