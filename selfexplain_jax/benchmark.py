@@ -20,10 +20,9 @@ from selfexplain_jax import benchmark_attribution, benchmark_curves
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.pipeline import train_iterator
 from selfexplain_jax.folders import open_folder, write_whole
-from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.config_json import jsonable
-from selfexplain_jax.training.state import create_state
+from selfexplain_jax.training.experiment import build, load_frozen, make_step, state_creation
 from selfexplain_jax.types import UserError
 
 EXPLAINING = ("attribution", "metrics", "memory", "curves")
@@ -81,16 +80,13 @@ def benchmark_train(config: ml_collections.ConfigDict, *, steps: int = 10, repet
       UserError: a bad config, or a number below 1.
     """
     _check_counts(steps, repetitions)
-    experiment, mesh = loop.build(config), mesh_lib.make_mesh()
+    experiment, mesh = build(config), mesh_lib.make_mesh()
     mesh_lib.check_batch_size(config.train.batch_size, mesh)
     host, hosts = jax.process_index(), jax.process_count()
     iterator = train_iterator(experiment.dataset, config, host=host, hosts=hosts)
-    create = jax.jit(
-        lambda rng: create_state(experiment.config, experiment.model, experiment.optimizer, rng),
-        out_shardings=mesh_lib.replicated(mesh),
-    )
-    state, train_step = create(jax.random.key(config.seed)), loop.make_step(experiment, mesh)
-    frozen = loop.load_frozen(experiment, mesh)
+    create, _ = state_creation(experiment, mesh)
+    state, train_step = create(jax.random.key(config.seed)), make_step(experiment, mesh)
+    frozen = load_frozen(experiment, mesh)
     measured: Measurement = {"train images/s": [], "step ms": [], "waiting for data %": []}
     for _ in range(2):
         state, logs = jax.block_until_ready(train_step(state, mesh_lib.to_global(next(iterator), mesh), *frozen))

@@ -14,9 +14,8 @@ from clu import parameter_overview
 
 from selfexplain_jax.costs import memory_of
 from selfexplain_jax.folders import open_folder, write_whole
-from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
-from selfexplain_jax.training import state as state_lib
+from selfexplain_jax.training.experiment import Experiment, build, make_step, state_creation
 from selfexplain_jax.training.state import TrainState
 from selfexplain_jax.types import Batch
 
@@ -37,19 +36,17 @@ def abstract_batch(config: ml_collections.ConfigDict, num_classes: int, mesh: ja
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in fields.items()}
 
 
-def abstract_state(experiment: loop.Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns shapes, types and sharding of the training state, without computing it."""
-    sharding = mesh_lib.replicated(mesh)
-    return state_lib.abstract_state(experiment.config, experiment.model, experiment.optimizer, sharding)
+    return state_creation(experiment, mesh)[1]
 
 
-def abstract_frozen(experiment: loop.Experiment, mesh: jax.sharding.Mesh) -> tuple:
-    """Returns shapes, types and sharding of what the step takes behind state and batch; see `loop.make_step`."""
+def abstract_frozen(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple:
+    """Returns shapes, types and sharding of what the step takes behind state and batch; see `experiment.make_step`."""
     if experiment.classifier is None:
         return ()
     sharding = mesh_lib.replicated(mesh)
-    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    return (jax.tree.map(place, experiment.classifier.shapes),)
+    return (jax.tree.map(lambda leaf: mesh_lib.placed(leaf, sharding), experiment.classifier.shapes),)
 
 
 def count_collectives(hlo: str) -> dict[str, int]:
@@ -84,12 +81,12 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None) 
     Raises:
       UserError: a bad config, or a batch that does not divide over the devices.
     """
-    experiment, mesh = loop.build(config), mesh_lib.make_mesh()
+    experiment, mesh = build(config), mesh_lib.make_mesh()
     mesh_lib.check_batch_size(config.train.batch_size, mesh)
     state = abstract_state(experiment, mesh)
     batch = abstract_batch(config, experiment.dataset.info.num_classes, mesh)
     started = time.monotonic()
-    lowered = loop.make_step(experiment, mesh).lower(state, batch, *abstract_frozen(experiment, mesh))
+    lowered = make_step(experiment, mesh).lower(state, batch, *abstract_frozen(experiment, mesh))
     traced = time.monotonic()
     compiled = lowered.compile()
     finished = time.monotonic()

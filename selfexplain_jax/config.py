@@ -151,6 +151,9 @@ def base_config() -> ml_collections.ConfigDict:
     train.clip_norm = 1.0
     # Micro-batches whose gradients are averaged into one update.
     train.accumulate = 1
+    # Parameters, their average and the optimizer's numbers are split over the devices (FSDP), not copied to each: less
+    # memory for more communication. A run may go on with it or without, on any number of devices.
+    train.shard_parameters = False
     train.log_every = 50
     train.picture_every = 500
     train.checkpoint_every = 500

@@ -19,6 +19,7 @@ from selfexplain_jax.objectives import terms
 from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe
 from selfexplain_jax.training import config_json, frozen, loop
 from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.optimizer import build_optimizer
 from selfexplain_jax.training.state import create_state, make_predictor
 from selfexplain_jax.types import Predictor, UserError
 
@@ -87,7 +88,7 @@ def test_classifier_is_bit_identical_after_training_and_nowhere_in_the_state(uni
     own = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, SIZE, SIZE, 3))), jax.random.key(0))
     assert jax.tree.structure(own["params"]) == jax.tree.structure(result.state.params)
     # Adam's two moments and its counters, for these parameters and no others.
-    optimizer = loop.build_optimizer(config)[0]
+    optimizer = build_optimizer(config)[0]
     assert jax.tree.structure(jax.eval_shape(optimizer.init, own["params"])) == jax.tree.structure(
         result.state.opt_state
     )

@@ -243,7 +243,7 @@ def test_two_devices_equal_one():
     for devices in (1, 2):
         axis_types = (jax.sharding.AxisType.Auto,)
         mesh = jax.make_mesh((devices,), ("data",), axis_types=axis_types, devices=jax.devices()[:devices])
-        create, _ = loop._state_creation(experiment, mesh)
+        create, _ = loop.state_creation(experiment, mesh)
         state, step = create(jax.random.key(0)), loop.make_step(experiment, mesh)
         iterator = loop.train_iterator(experiment.dataset, experiment.config)
         for _ in range(3):
@@ -319,7 +319,7 @@ def test_positive_weights_come_from_the_labels_of_the_train_split_and_reach_the_
     np.testing.assert_allclose(weights, np.clip((64 - count) / count, 1 / 20, 20), rtol=1e-6)
     # One present class in eight: its share of the loss grows about sevenfold.
     mesh = mesh_lib.make_mesh()
-    create, _ = loop._state_creation(experiment, mesh)
+    create, _ = loop.state_creation(experiment, mesh)
     batch = mesh_lib.to_global(next(loop.train_iterator(experiment.dataset, config)), mesh)
     losses = []
     for on in (False, True):

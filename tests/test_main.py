@@ -176,11 +176,15 @@ def test_sigterm_saves_and_the_same_command_goes_on_even_after_a_kill(tmp_path, 
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one_and_stop_together(tmp_path, config_file):
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_train_like_one_and_stop_together(tmp_path, config_file, shard):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = [f"--coordinator_address={address}", "--num_processes=2"]
+    # Wide enough for arrays that are split; pictures need them whole again, on all hosts.
+    network = ["--config.model.widths=(64,)"] if shard else []
+    flags = [f"--coordinator_address={address}", "--num_processes=2", *network]
+    flags += ["--config.train.shard_parameters=True", "--config.train.picture_every=10"] if shard else []
     both = [start(config_file, tmp_path / "two", 1, *flags, f"--process_id={i}") for i in (0, 1)]
     wait_until(both[0], lambda: len(steps_of(tmp_path / "two")) > 30)
     both[1].terminate()
@@ -188,12 +192,12 @@ def test_two_processes_train_like_one_and_stop_together(tmp_path, config_file):
         assert code == 143 and "Stopped by SIGTERM; the training is saved at step" in err, err
     # One process goes on from there.
     saved = steps_of(tmp_path / "two")[-1]
-    one = start(config_file, tmp_path / "two", 1)
+    one = start(config_file, tmp_path / "two", 1, *network)
     wait_until(one, lambda: steps_of(tmp_path / "two")[-1] > saved + 5)
     one.kill()
     assert f"Going on from the checkpoint of step {saved}." in finish(one)[1]
 
-    one = start(config_file, tmp_path / "one", 2)
+    one = start(config_file, tmp_path / "one", 2, *network)
     wait_until(one, lambda: len(steps_of(tmp_path / "one")) > 10)
     one.kill()
     finish(one)

@@ -303,17 +303,15 @@ def check_same_shapes(saved: Any, present: Any, where: str) -> None:
 
 
 def fingerprint(tree: Any) -> int:
-    """A number that tells one tree of arrays, whole on every device, from another; 0 where it holds none."""
+    """A number that tells one tree of arrays from another; 0 where it holds none. See `checksums`."""
     return _checksum_of_json(checksums(tree)) if jax.tree.leaves(tree) else 0
 
 
 def checksums(state: Any) -> dict[str, int]:
-    """CRC-32 of the bytes of each array of a state whose arrays are whole on every device."""
-    leaves = jax.tree_util.tree_leaves_with_path(mesh_lib.local_copy(state))
-    arrays = jax.device_get([leaf for _, leaf in leaves])
+    """CRC-32 of the bytes of each array of a state, the same however it is split; all hosts must call it."""
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(array).tobytes())
-        for (path, _), array in zip(leaves, arrays, strict=True)
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(mesh_lib.host_copy(leaf)).tobytes())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
 
 

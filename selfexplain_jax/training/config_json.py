@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.picture_every",
+    "train.shard_parameters",
 )
 """Fields (or groups of fields) that may differ between a checkpoint and the run that goes on from it.
 

@@ -1,4 +1,4 @@
-"""The training loop: builds what the config names, goes on from the newest checkpoint, steps, logs, saves, stops."""
+"""The training loop: goes on from the newest checkpoint, steps, logs, saves, stops."""
 
 from __future__ import annotations
 
@@ -13,22 +13,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from selfexplain_jax import pictures
-from selfexplain_jax.data import balance, build_dataset
 from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
 from selfexplain_jax.folders import open_folder
-from selfexplain_jax.models import build_model
-from selfexplain_jax.objectives.compose import validate_objective
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training import steps
 from selfexplain_jax.training.checkpoint import CheckpointStore, fingerprint
-from selfexplain_jax.training.frozen import FrozenClassifier, check_classifier, from_workdir
-from selfexplain_jax.training.optimizer import build_optimizer
-from selfexplain_jax.training.passes import SCORE_TERMS, check_method, explanations_start, validate_passes
+from selfexplain_jax.training.experiment import Experiment, build, load_frozen, make_step, state_creation
+from selfexplain_jax.training.frozen import FrozenClassifier
+from selfexplain_jax.training.passes import SCORE_TERMS, explanations_start
 from selfexplain_jax.training.signals import Stopped, StopSignal
-from selfexplain_jax.training.state import TrainState, abstract_state, create_state, initial_state
+from selfexplain_jax.training.state import TrainState, initial_state
 from selfexplain_jax.training.writers import MetricWriter, Progress
 from selfexplain_jax.types import Dataset, Predictor, UserError
 
@@ -37,36 +33,6 @@ PICTURE_EXAMPLES = 8
 
 RUN_AHEAD = 8
 """Steps that the host may be ahead of the accelerator: enough to hide the host, few enough to bound the memory."""
-
-_AT_LEAST = {
-    1: "data.image_size train.batch_size train.steps train.log_every train.keep_checkpoints evaluation.batch_size",
-    0: "train.warmup_steps train.weight_decay train.clip_norm train.picture_every train.checkpoint_every "
-    "evaluation.max_examples evaluation.audit_steps evaluation.pictures evaluation.examples",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What a config names, built: all that the step needs beside state and batch.
-
-    config: frozen, so that jitted functions may depend on it. schedule: update number -> learning rate.
-    classifier: the frozen one, where the method is "explainer".
-    """
-
-    config: ml_collections.FrozenConfigDict
-    dataset: Dataset
-    model: Any
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    classifier: FrozenClassifier | None = None
-
-    @functools.cached_property
-    def positive_weights(self) -> tuple[float, ...]:
-        """Weights of the classes' positives, from the train split's labels; () without config.data.positive_weights."""
-        if not self.config.data.positive_weights:
-            return ()
-        labels = balance.labels_of(self.dataset.source(self.config.data.train_split))
-        return tuple(balance.positive_weights(labels).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,71 +49,6 @@ class TrainResult:
     step: int
     train_seconds: float
     classifier: Predictor | None = None
-
-
-def build(config: ml_collections.ConfigDict, classifier: FrozenClassifier | None = None) -> Experiment:
-    """Builds dataset, model and optimizer, and checks the whole config, before anything compiles.
-
-    Args:
-      config: the whole configuration.
-      classifier: the frozen one of an "explainer"; None: that of `config.explainer.classifier`.
-
-    Raises:
-      UserError: an unknown name, a number out of range, or parts that do not fit together.
-    """
-    for least, names in _AT_LEAST.items():
-        for group, field in (name.split(".") for name in names.split()):
-            if not config[group][field] >= least:
-                raise UserError(f"config.{group}.{field} = {config[group][field]} must be at least {least}.")
-    if config.evaluation.audit and config.evaluation.audit_steps == 0:
-        raise UserError(
-            "config.evaluation.audit_steps = 0 trains no classifiers: set evaluation.audit = False instead."
-        )
-    validate_objective(config)
-    validate_passes(config)
-    optimizer, schedule = build_optimizer(config)
-    dataset = build_dataset(config)
-    model = build_model(config, dataset.info)
-    check_method(config, model)
-    if config.method != "explainer":
-        classifier = None
-    else:
-        classifier = classifier or from_workdir(config)
-        check_classifier(classifier, dataset.info)
-    return Experiment(ml_collections.FrozenConfigDict(config), dataset, model, optimizer, schedule, classifier)
-
-
-def load_frozen(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple:
-    """What the step takes behind state and batch: (variables of the frozen classifier,), or () where there is none.
-
-    Raises:
-      UserError: they cannot be read.
-    """
-    return () if experiment.classifier is None else (experiment.classifier.load(mesh),)
-
-
-def make_step(experiment: Experiment, mesh: jax.sharding.Mesh, explain: bool = True):
-    """The jitted step (state, batch, *frozen) -> (state, logs) over a mesh: batch split, the rest on every device.
-
-    `frozen` is `load_frozen`'s, which only an Explainer has.
-    The state that goes in is donated: its memory becomes the new state's. `explain`: see `steps.train_step`.
-    """
-    everywhere, classifier = mesh_lib.replicated(mesh), experiment.classifier
-    step = functools.partial(
-        steps.train_step,
-        config=experiment.config,
-        model=experiment.model,
-        optimizer=experiment.optimizer,
-        explain=explain,
-        scores=None if classifier is None else classifier.scores,
-        positive_weights=experiment.positive_weights,
-    )
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(everywhere, mesh_lib.batch_sharding(mesh), *([] if classifier is None else [everywhere])),
-        out_shardings=(everywhere, everywhere),
-    )
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenClassifier | None = None) -> TrainResult:
@@ -170,7 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenCla
         shown = {"batch_size": PICTURE_EXAMPLES, "max_examples": PICTURE_EXAMPLES}
         preview = evaluation_batches(experiment.dataset, config.data.eval_split, config, **shown)
     store = CheckpointStore(workdir, config, classifier=fingerprint(frozen))
-    create, abstract = _state_creation(experiment, mesh)
+    create, abstract = state_creation(experiment, mesh)
     restored = store.restore(abstract, iterator)
     start, seconds = (restored.step, restored.train_seconds) if restored else (0, 0.0)
     state = restored.state if restored else initial_state(config, create, abstract)
@@ -194,7 +95,7 @@ def restore(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenC
     experiment, mesh = build(config, classifier), mesh_lib.make_mesh()
     frozen = load_frozen(experiment, mesh)
     store = CheckpointStore(workdir, config, read_only=True, classifier=fingerprint(frozen))
-    _, abstract = _state_creation(experiment, mesh)
+    _, abstract = state_creation(experiment, mesh)
     restored = store.restore(abstract)
     store.close()
     if restored is None:
@@ -209,7 +110,7 @@ def untrained(config: ml_collections.ConfigDict) -> TrainResult:
       UserError: a bad config, or weights that cannot be read.
     """
     experiment, mesh = build(config), mesh_lib.make_mesh()
-    state = initial_state(config, *_state_creation(experiment, mesh))
+    state = initial_state(config, *state_creation(experiment, mesh))
     return _result(experiment, load_frozen(experiment, mesh), state, 0, 0.0)
 
 
@@ -234,6 +135,8 @@ class _Run:
         # (step, logs on the device) since the last line that was logged.
         self._history: list[tuple[int, dict[str, jax.Array]]] = []
         self._rate_since: tuple[float, int] | None = None
+        # Also where the parameters are split over hosts, each of them sees all the answers.
+        self._finite_leaves = jax.jit(finite_leaves, out_shardings=mesh_lib.replicated(mesh))
         self._run_ahead = 0 if jax.default_backend() == "cpu" else RUN_AHEAD
 
     def train_seconds(self) -> float:
@@ -327,7 +230,7 @@ class _Run:
         self._rate_since = (time.monotonic(), self.step)
 
     def _save(self, state: TrainState) -> None:
-        finite = np.asarray(_finite_leaves(state.params))
+        finite = np.asarray(self._finite_leaves(state.params))
         if not finite.all():
             path, _ = jax.tree_util.tree_leaves_with_path(state.params)[int(np.argmin(finite))]
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -345,16 +248,23 @@ class _Run:
         )
 
     def _picture_function(self):
-        """Returns state -> None, which draws the masks of a few fixed examples to TensorBoard and to a PNG file."""
-        if jax.process_index() != 0 or self._experiment.config.method == "classifier":
+        """Returns state -> None, which draws the masks of a few fixed examples to TensorBoard and to a PNG file.
+
+        All hosts call it: parameters that are split over them have to be put together. The first one draws.
+        """
+        if self._experiment.config.method == "classifier":
             return lambda state: None
         config, model = self._experiment.config, self._experiment.model
         of_state = jax.jit(functools.partial(steps.mask_pictures, config=config, model=model))
         examples = functools.cache(lambda: next(iter(self._preview)))
 
         def draw(state: TrainState) -> None:
+            # Pictures need no optimizer.
+            state = mesh_lib.local_copy(state.replace(opt_state=()))
+            if jax.process_index() != 0:
+                return
             real = examples()["valid"] > 0
-            drawn = jax.device_get(of_state(mesh_lib.local_copy(state), examples()))
+            drawn = jax.device_get(of_state(state, examples()))
             drawn = {name.replace("_", " "): array[real] for name, array in drawn.items()}
             self._writer.images(self.step, drawn)
             path = self._workdir / "pictures" / f"masks_{self.step:06d}.png"
@@ -376,18 +286,9 @@ def first_not_finite(
     return None
 
 
-@jax.jit
-def _finite_leaves(tree: Any) -> jax.Array:
+def finite_leaves(tree: Any) -> jax.Array:
     """[number of leaves] whether all values of each are finite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
-
-
-def _state_creation(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """Returns the jitted rng -> state at step 0 on every device, and the state's shapes with shardings."""
-    everywhere = mesh_lib.replicated(mesh)
-    parts = (experiment.config, experiment.model, experiment.optimizer)
-    make = functools.partial(create_state, *parts)
-    return jax.jit(make, out_shardings=everywhere), abstract_state(*parts, everywhere)
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,10 +1,11 @@
-"""Devices, hosts and sharding: one mesh axis `data`; the batch is split over it, everything else is on every device.
+"""Devices, hosts and sharding: one mesh axis `data`, over which the batch is split, and the state if a config says so.
 
 The same code runs on one CPU and on many hosts with many accelerators each.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Any
@@ -16,6 +17,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from selfexplain_jax.types import Batch, UserError
 
 DATA_AXIS = "data"
+
+SPLIT_FROM = 2**12
+"""Elements from which an array is worth splitting: below, putting it together takes longer than sending it."""
 
 
 def distributed_start(
@@ -114,13 +118,32 @@ def make_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of what every device holds in full: the training state, the logged numbers."""
+    """Sharding of what every device holds in full: the logged numbers, and the training state if it is not split."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of a batch: its first axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def split_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Sharding of a large array in parts: its longest axis that the number of devices divides is split over them.
+
+    Whole on every device where there is no such axis, or the array has less than SPLIT_FROM elements. Of axes that are
+    equally long the last one is split.
+    """
+    devices = mesh.devices.size
+    divisible = [axis for axis, length in enumerate(shape) if length % devices == 0]
+    if not divisible or math.prod(shape) < SPLIT_FROM:
+        return replicated(mesh)
+    longest = max(divisible, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA_AXIS))
+
+
+def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """Shape and type of an array (or of its description) with that sharding."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
@@ -158,8 +181,31 @@ def to_global(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def local_copy(tree: Any) -> Any:
-    """One device's copy of replicated arrays: what a single host can compute with, without the others taking part."""
-    return jax.tree.map(lambda array: array.addressable_data(0), tree)
+    """Arrays as one device of this host holds them in full: what a host can compute with, without the others.
+
+    All hosts must call it where the arrays are split over them, since they have to put them together.
+    """
+
+    def whole(array):
+        if array.is_fully_replicated:
+            return array.addressable_data(0)
+        return jax.device_put(host_copy(array), jax.local_devices()[0])
+
+    return jax.tree.map(whole, tree)
+
+
+def host_copy(array: jax.Array) -> np.ndarray:
+    """A whole array in this host's memory; one at a time, so that no device has to hold a whole state that is split.
+
+    All hosts must call it where the array is split over them.
+    """
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def agree(value: bool) -> bool:

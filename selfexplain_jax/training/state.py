@@ -15,6 +15,7 @@ import optax
 
 from selfexplain_jax.models import masking
 from selfexplain_jax.models.pretrained import load_pretrained
+from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.types import DatasetInfo, Predictor, UserError
 
 
@@ -52,9 +53,31 @@ def create_state(config, model, optimizer: optax.GradientTransformation, rng: ja
 
 
 def abstract_state(config, model, optimizer: optax.GradientTransformation, sharding) -> TrainState:
-    """Shapes, types and sharding of the state; nothing is computed."""
+    """Shapes and types of the state, with one sharding (or None) for all of it; nothing is computed."""
     shapes = jax.eval_shape(functools.partial(create_state, config, model, optimizer), jax.random.key(0))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+
+
+def state_shardings(config, shapes: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """Where each leaf of the state lies: whole on every device, or with `config.train.shard_parameters` in parts.
+
+    Parameters, their average and all that the optimizer keeps are split as `mesh.split_sharding` says, so that a
+    parameter and its moments are split alike. Batch statistics and the step are whole.
+
+    Args:
+      config: the whole configuration.
+      shapes: the state's, from `abstract_state`.
+      mesh: from `mesh.make_mesh`.
+    """
+    everywhere = mesh_lib.replicated(mesh)
+    places = jax.tree.map(lambda leaf: everywhere, shapes)
+    if not config.train.shard_parameters:
+        return places
+    split = {
+        name: jax.tree.map(lambda leaf: mesh_lib.split_sharding(leaf.shape, mesh), getattr(shapes, name))
+        for name in ("params", "opt_state", "ema_params")
+    }
+    return places.replace(**split)
 
 
 def initial_state(config, create: Callable[[jax.Array], TrainState], abstract: TrainState) -> TrainState:

@@ -67,6 +67,7 @@ def train_step(
     explain: bool = True,
     scores=None,
     positive_weights: tuple[float, ...] = (),
+    places: TrainState | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One micro-batch: passes, objective, gradient, update, moving average.
 
@@ -79,6 +80,7 @@ def train_step(
       explain: static; False leaves out the passes behind the image's and their terms, for the steps before
         `passes.explanations_start(config)`.
       positive_weights: static; one for each class, or () for none. See `terms.classification`.
+      places: static; the shardings of a state that is split over the devices, `state.state_shardings`; None: it is not.
 
     Returns:
       The state after, and float32 scalars: "loss", "accuracy" (of an Explainer's classifier on the objects alone),
@@ -86,9 +88,10 @@ def train_step(
     """
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
     gradient_of = jax.value_and_grad(loss_and_logs, has_aux=True)
+    seen = state if places is None else put_together(state, places, config)
     (loss, (logs, batch_stats)), gradient = gradient_of(
-        state.params,
-        state,
+        seen.params,
+        seen,
         batch,
         rng,
         config=config,
@@ -97,6 +100,9 @@ def train_step(
         classify=None if scores is None else functools.partial(scores, frozen),
         positive_weights=positive_weights,
     )
+    if places is not None:
+        # Each device keeps the sum of its own part alone: a reduce-scatter, where XLA has one.
+        gradient = jax.lax.with_sharding_constraint(gradient, places.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # The average starts at the initial weights; the ramp lets it forget them.
@@ -104,6 +110,16 @@ def train_step(
     ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
     logs |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
     return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), logs
+
+
+def put_together(state: TrainState, places: TrainState, config) -> TrainState:
+    """The state with whole parameters on every device, and the whole average where a pass uses it.
+
+    Said here, once, since the compiler left to itself may rather split activations by channel and send those around.
+    """
+    everywhere = places.step
+    names = ("params", "ema_params") if config.passes.weights == "ema" else ("params",)
+    return state.replace(**{name: jax.lax.with_sharding_constraint(getattr(state, name), everywhere) for name in names})
 
 
 def denormalise(images: jax.Array, config) -> jax.Array:
