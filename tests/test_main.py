@@ -184,7 +184,7 @@ def test_two_processes_train_like_one_and_stop_together(tmp_path, config_file, s
     # Wide enough for arrays that are split; pictures need them whole again, on all hosts.
     network = ["--config.model.widths=(64,)"] if shard else []
     flags = [f"--coordinator_address={address}", "--num_processes=2", *network]
-    flags += ["--config.train.shard_parameters=True", "--config.train.picture_every=10"] if shard else []
+    flags += ["--config.train.shard_parameters=True", "--config.train.picture_every=20"] if shard else []
     both = [start(config_file, tmp_path / "two", 1, *flags, f"--process_id={i}") for i in (0, 1)]
     wait_until(both[0], lambda: len(steps_of(tmp_path / "two")) > 30)
     both[1].terminate()

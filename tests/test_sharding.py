@@ -73,7 +73,8 @@ def assert_split_equals_whole(devices, batch_size):
         # What of them lies on the first device.
         held = sum(leaf.addressable_data(0).nbytes for _, leaf in pairs)
         total = sum(leaf.nbytes for _, leaf in pairs)
-        assert total / devices <= held < 1.05 * total / devices
+        # Small arrays are whole.
+        assert total / devices <= held < total / devices + 0.05 * total
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves((split.step, split.batch_stats, split_logs)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), logs, split_logs)
 
