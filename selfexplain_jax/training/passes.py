@@ -151,8 +151,11 @@ def evaluator_mask(names: tuple[str, ...], masks: jax.Array, rng: jax.Array) -> 
     return jnp.select([kind == i for i in range(len(names))], [made[name]() for name in names])
 
 
-def explanation_passes(apply, params, frozen, outputs: dict, batch: dict, config, rng: jax.Array) -> dict:
-    """Object and background pass as one batch, and the evaluator pass; what no term asks for is left out."""
+def explanation_passes(apply, live, frozen, outputs: dict, batch: dict, config, rng: jax.Array) -> dict:
+    """Object and background pass as one batch (with `frozen`), and the evaluator pass (with `live` variables).
+
+    What no term asks for is left out.
+    """
     passes, objective = config.passes, config.objective
     images, label = batch["image"], batch["label"]
     size = images.shape[1]
@@ -182,7 +185,7 @@ def explanation_passes(apply, params, frozen, outputs: dict, batch: dict, config
         mask = evaluator_mask(tuple(passes.evaluator_masks), target, evaluator_key)
         # The same draw, but where a filling would show what the image's own mask, and with it its label, has cut out.
         filling = masking.random_infill(passes.infills, images, infill_key, target, own=False)
-        results["evaluator_scores"] = apply(params, masking.isolate(images, mask, filling))
+        results["evaluator_scores"] = apply(live, masking.isolate(images, mask, filling))
     return results
 
 
@@ -219,17 +222,18 @@ def run_passes(
         outputs = {"scores": classify(batch["image"])} if needs_scores(config) else {}
     if config.method != "classifier":
         outputs |= mask_outputs(endpoints["logit_maps"], batch["image"], batch["label"])
+    live = variables_of(params, state.batch_stats)
     frozen = {
-        "live": lambda: params,
-        "stop_gradient": lambda: jax.lax.stop_gradient(params),
-        "ema": lambda: state.ema_params,
+        "live": lambda: live,
+        "stop_gradient": lambda: jax.lax.stop_gradient(live),
+        "ema": lambda: variables_of(state.ema_params, state.ema_batch_stats),
     }[config.passes.weights]()
 
-    def apply(weights, images):
+    def apply(variables, images):
         if classify is not None:
             return classify(images)
-        return model.apply(variables_of(weights, state.batch_stats), images, train=False, temperature=temperature)[0]
+        return model.apply(variables, images, train=False, temperature=temperature)[0]
 
     if explain:
-        outputs |= explanation_passes(apply, params, frozen, outputs, batch, config, rng)
+        outputs |= explanation_passes(apply, live, frozen, outputs, batch, config, rng)
     return outputs, updates.get("batch_stats", state.batch_stats)
