@@ -220,6 +220,8 @@ def base_config() -> ml_collections.ConfigDict:
     benchmark.curve_clusters = (20, 40, 80, 160, 320)
     # Banks of masks per point, over which the mean is taken.
     benchmark.curve_repetitions = 2
+    # --what=train with --peers: steps per repetition.
+    benchmark.steps = 1
 
     config.lock()
     for free in (config.data.options, config.objective):

@@ -34,6 +34,7 @@ ROOMS = [
     ("compile", "benchmark_peers"),
     ("benchmark_attribution",),
     ("benchmark_curves",),
+    ("benchmark_predecessor",),
     ("benchmark",),
     ("main",),
 ]
