@@ -51,10 +51,13 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     )
     flags.DEFINE_list("classes", [], "--mode=explain: classes to show, name or number (those predicted).", **define)
     flags.DEFINE_string(
-        "what", "all", "--mode=benchmark: pipeline, train, all (both), attribution, metrics, memory, curves.", **define
+        "what",
+        "all",
+        "--mode=benchmark: pipeline, train, all (both), attribution, metrics, memory, curves, time_to_masks.",
+        **define,
     )
     flags.DEFINE_string("json", "", "--mode=benchmark: file for the results (in --workdir).", **define)
-    flags.DEFINE_string("peers", "", "--mode=benchmark: Python with the published implementations.", **define)
+    flags.DEFINE_string("peers", "", "--mode=benchmark: Python with other implementations.", **define)
     flags.DEFINE_list("runs", [], "--mode=report: folders of more runs, for the spread over their seeds.", **define)
     flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of process 0, or auto.", **define)
     flags.DEFINE_integer("num_processes", None, "Many processes: how many.", **define)

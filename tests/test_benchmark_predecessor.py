@@ -13,6 +13,7 @@ import pytest
 from selfexplain_jax import benchmark, costs
 from selfexplain_jax import benchmark_peers as peers_lib
 from selfexplain_jax import benchmark_predecessor as predecessor
+from selfexplain_jax import benchmark_time_to_masks as time_to_masks
 from selfexplain_jax.compile import abstract_batch, abstract_state
 from selfexplain_jax.config import load_config
 from selfexplain_jax.training import loop
@@ -145,8 +146,15 @@ def test_real_predecessor_has_our_unet_and_our_operations(real, tmp_path):
     config = tiny_config("unet")
     config.model.widths, config.model.encoder_depth = (8, 16), 1
     config.train.batch_size, config.train.learning_rate = 4, 1e-2
+    time_to_masks.export(loop.build(config).dataset, config, tmp_path, 8, 6)
     experiment, state, batch, peers = start(real, config, tmp_path)
     assert peers.missing == "" and peers.about["difference"] < 1e-5
+    # Both sides say the same of the same images and masks.
+    own = time_to_masks.OwnTraining(config, time_to_masks.look_batches(experiment.dataset, config, 6))
+    found = own.check(state)
+    for name, value in peers.ask("check", {}, wanted="iou").items():
+        assert found[name] == pytest.approx(value, abs=1e-5), name
+    assert found["iou"] > 0
     shapes = abstract_batch(config, experiment.dataset.info.num_classes, mesh_lib.make_mesh())
     ours = costs.contractions(loop.make_step(experiment, mesh_lib.make_mesh()), state, shapes)
     plain, frozen = (
@@ -156,6 +164,8 @@ def test_real_predecessor_has_our_unet_and_our_operations(real, tmp_path):
     assert frozen < 0.9 * plain and ours == pytest.approx(frozen, rel=0.05)
     losses = peers.ask("step", {"steps": 8, "copy_gradients": False})["losses"]
     assert losses[-1] < losses[0]
+    look = peers.ask("train", {"seconds": 0.01, "copy_gradients": False}, wanted="iou")
+    assert look["steps"] == 1 and math.isfinite(look["loss"])
     peers.close()
 
 
