@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from typing import Any
@@ -12,14 +13,21 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
+from selfexplain_jax import topology as topology_lib
 from selfexplain_jax.costs import memory_of
 from selfexplain_jax.folders import open_folder, write_whole
+from selfexplain_jax.models.backend import written_for
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.experiment import Experiment, build, make_step, state_creation
 from selfexplain_jax.training.state import TrainState
 from selfexplain_jax.types import Batch
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COLLECTIVE = re.compile(rf"= (.*?)[\s)}}\]]({'|'.join(COLLECTIVES)})(-done)?\((.*)")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
+_BITS = {"pred": 8, "token": 0}
 
 
 def abstract_batch(config: ml_collections.ConfigDict, num_classes: int, mesh: jax.sharding.Mesh) -> Batch:
@@ -49,13 +57,40 @@ def abstract_frozen(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple:
     return (jax.tree.map(lambda leaf: mesh_lib.placed(leaf, sharding), experiment.classifier.shapes),)
 
 
-def count_collectives(hlo: str) -> dict[str, int]:
-    """Returns how often each collective operation stands in a compiled program's text; those that do not are left out.
+def collectives_in(hlo: str) -> dict[str, dict[str, int]]:
+    """Returns {operation: {"count", "bytes"}} of the collectives in a compiled program's text; others are left out.
 
-    An asynchronous pair (all-reduce-start, all-reduce-done) counts as one.
+    Bytes are those of the whole arrays that one device sends or gets in a step: the result of each operation, of a
+    reduce-scatter what goes in. An asynchronous pair (all-reduce-start, all-reduce-done) counts as one. The body of a
+    loop counts once.
     """
-    counts = {name: len(re.findall(rf"[\s)}}\]]{name}(?:-start)?\(", hlo)) for name in COLLECTIVES}
-    return {name: count for name, count in counts.items() if count}
+    found: dict[str, dict[str, int]] = {}
+    for line in hlo.splitlines():
+        match = _COLLECTIVE.search(line)
+        if match is None:
+            continue
+        shape, name, _, rest = match.groups()
+        entry = found.setdefault(name, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += _bytes_of(shape) * (_group_size(rest) if name == "reduce-scatter" else 1)
+    return {name: found[name] for name in COLLECTIVES if name in found}
+
+
+def _bytes_of(shape: str) -> int:
+    """Bytes of an HLO shape as text, "f32[8,4]{1,0}" or a tuple of such."""
+    total = 0
+    for kind, sizes in _ARRAY.findall(shape):
+        bits = _BITS[kind] if kind in _BITS else int(re.search(r"\d+", kind).group())
+        total += bits * math.prod(int(size) for size in sizes.split(",") if size)
+    return total // 8
+
+
+def _group_size(attributes: str) -> int:
+    """How many devices take part, by an instruction's replica_groups: [groups,size]<=[...] or {{0,1,...},...}."""
+    match = _GROUPS.search(attributes)
+    if match is None:
+        return 1
+    return int(match.group(1)) if match.group(1) else match.group(2).count(",") + 1
 
 
 def size_of(tree: Any) -> tuple[int, int]:
@@ -64,29 +99,41 @@ def size_of(tree: Any) -> tuple[int, int]:
     return sum(leaf.size for leaf in leaves), sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None) -> dict:
-    """Lowers and compiles the step of the training loop for the devices that are here; runs nothing, reads no data.
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes of a tree of arrays or of their shapes that lie on one device, by their shardings."""
+    sizes = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * size for shape, size in sizes)
+
+
+def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None, topology: str = "") -> dict:
+    """Lowers and compiles the step of the training loop; runs nothing, reads no data.
 
     Prints the network's parameters and a summary. Memory and operations are those of one device.
 
     Args:
       config: the whole configuration.
       workdir: where compile.json is written; None: nowhere.
+      topology: TPUs that need not be here, see `topology.devices_of`; "": the devices that are here.
 
     Returns:
-      {"device", "devices", "batch_size", "parameters", "parameter_bytes", "state_bytes", "memory_bytes": {"arguments",
-      "outputs", "shared", "temporary", "program", "total"}, "flops", "bytes_accessed", "collectives": {name: count},
-      "trace_seconds", "compile_seconds"}; what the backend does not tell is None.
+      {"device", "devices", "topology", "batch_size", "parameters", "parameter_bytes", "state_bytes",
+      "parameter_bytes_per_device", "state_bytes_per_device", "memory_bytes": {"arguments", "outputs", "shared",
+      "temporary", "program", "total", "peak"}, "flops", "bytes_accessed", "collectives": {operation: {"count",
+      "bytes"}} (see `collectives_in`), "trace_seconds", "compile_seconds"}; what the backend does not tell is None or
+      left out.
 
     Raises:
-      UserError: a bad config, or a batch that does not divide over the devices.
+      UserError: a bad config, a batch that does not divide over the devices, or a topology that is unknown or cannot be
+        compiled for.
     """
-    experiment, mesh = build(config), mesh_lib.make_mesh()
+    devices = topology_lib.devices_of(topology) if topology else jax.devices()
+    experiment, mesh = build(config), mesh_lib.make_mesh(devices)
     mesh_lib.check_batch_size(config.train.batch_size, mesh)
     state = abstract_state(experiment, mesh)
     batch = abstract_batch(config, experiment.dataset.info.num_classes, mesh)
     started = time.monotonic()
-    lowered = make_step(experiment, mesh).lower(state, batch, *abstract_frozen(experiment, mesh))
+    with written_for(devices[0].platform):
+        lowered = make_step(experiment, mesh).lower(state, batch, *abstract_frozen(experiment, mesh))
     traced = time.monotonic()
     compiled = lowered.compile()
     finished = time.monotonic()
@@ -95,14 +142,17 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None) 
     result = {
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.devices.size,
+        "topology": topology,
         "batch_size": config.train.batch_size,
         "parameters": parameters,
         "parameter_bytes": parameter_bytes,
         "state_bytes": size_of(state)[1],
+        "parameter_bytes_per_device": bytes_per_device(state.params),
+        "state_bytes_per_device": bytes_per_device(state),
         "memory_bytes": memory_of(compiled),
         "flops": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
-        "collectives": count_collectives(compiled.as_text()),
+        "collectives": collectives_in(compiled.as_text()),
         "trace_seconds": round(traced - started, 2),
         "compile_seconds": round(finished - traced, 2),
     }
@@ -120,15 +170,16 @@ def summary(result: dict) -> str:
     lines = [
         f"One training step, batch {result['batch_size']} on {result['devices']} x {result['device']}, "
         f"traced in {result['trace_seconds']} s, compiled in {result['compile_seconds']} s. Per device:",
-        f"  parameters   {result['parameters']:>14,}   {_megabytes(result['parameter_bytes'])}",
-        f"  state        {'':>14}   {_megabytes(result['state_bytes'])}",
+        f"  parameters   {result['parameters']:>14,}   {_megabytes(result['parameter_bytes_per_device'])}",
+        f"  state        {'':>14}   {_megabytes(result['state_bytes_per_device'])}",
     ]
     for name, value in (result["memory_bytes"] or {}).items():
         lines.append(f"  {name:<12} {'':>14}   {_megabytes(value)}")
     if result["flops"] is not None:
         lines.append(f"  operations   {result['flops'] / 1e9:>14,.3f}   GFLOP as the compiler counts them")
-    collectives = ", ".join(f"{count} {name}" for name, count in result["collectives"].items())
-    return "\n".join([*lines, f"  collectives  {collectives or 'none'}"])
+    for name, entry in result["collectives"].items():
+        lines.append(f"  {name:<18} {entry['count']:>8,}   {_megabytes(entry['bytes'])}")
+    return "\n".join(lines if result["collectives"] else [*lines, "  collectives  none"])
 
 
 def _megabytes(value: int) -> str:

@@ -58,13 +58,15 @@ def temporary_bytes(function: Callable, *arguments: Any) -> int:
 
 def memory_of(compiled: jax.stages.Compiled) -> dict[str, int] | None:
     """What the compiler says of a program's memory in bytes: {"arguments", "outputs", "shared", "temporary", "program",
-    "total"}; None where the backend does not tell.
+    "total"} and, of some backends, "peak", the most that is needed at one time; None where the backend does not tell.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
     memory = {name: int(getattr(analysis, field)) for name, field in _MEMORY.items()}
-    return memory | {"total": sum(memory.values()) - 2 * memory["shared"]}
+    memory["total"] = sum(memory.values()) - 2 * memory["shared"]
+    peak = int(getattr(analysis, "peak_memory_in_bytes", 0))
+    return memory | ({"peak": peak} if peak > 0 else {})
 
 
 def _open(function: Callable, *arguments: Any) -> core.Jaxpr:

@@ -58,6 +58,9 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     )
     flags.DEFINE_string("json", "", "--mode=benchmark: file for the results (in --workdir).", **define)
     flags.DEFINE_string("peers", "", "--mode=benchmark: Python with other implementations.", **define)
+    flags.DEFINE_string(
+        "topology", "", "--mode=compile: TPUs that need not be here, such as v5e:16x16 (docs/scaling.md).", **define
+    )
     flags.DEFINE_list("runs", [], "--mode=report: folders of more runs, for the spread over their seeds.", **define)
     flags.DEFINE_string("coordinator_address", None, "Many processes: host:port of process 0, or auto.", **define)
     flags.DEFINE_integer("num_processes", None, "Many processes: how many.", **define)
@@ -77,6 +80,11 @@ def run(argv: Sequence[str] | None = None) -> int:
             report_and_say(values.workdir or default_workdir(values["config"].config_filename), values.runs)
             return 0
         keep_compiled_programs()
+        if values.topology:
+            if values.mode != "compile":
+                raise UserError(f"--topology={values.topology} is for --mode=compile: it names devices to compile for.")
+            # A library for TPUs that is installed would else be asked for a TPU, which need not be here.
+            jax.config.update("jax_platforms", "cpu")
         if values.num_processes is None and values.coordinator_address is None:
             mesh_lib.split_cpu(values.config.train.batch_size)
         mesh_lib.distributed_start(values.coordinator_address, values.num_processes, values.process_id)
@@ -123,7 +131,7 @@ def dispatch(values: flags.FlagValues) -> None:
             raise UserError("--mode=explain needs --images=PHOTO_OR_FOLDER[,ANOTHER...].")
         explain_photos(config, workdir, loop.restore(config, workdir), values.images, values.classes)
     elif values.mode == "compile":
-        compile_check.compile_step(config, workdir)
+        compile_check.compile_step(config, workdir, values.topology)
     else:
         benchmark.run(config, workdir, values.what, images=values.images, peers=values.peers, json_path=values.json)
 

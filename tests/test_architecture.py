@@ -30,7 +30,7 @@ ROOMS = [
     ("evaluate", "explain", "maps", "report"),
     ("open_models",),
     ("compare",),
-    ("costs",),
+    ("costs", "topology"),
     ("compile", "benchmark_peers"),
     ("benchmark_attribution",),
     ("benchmark_curves",),

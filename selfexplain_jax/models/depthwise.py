@@ -1,4 +1,4 @@
-"""Depthwise convolution in a form that is fast where it runs; the one place that asks for the backend.
+"""Depthwise convolution in a form that is fast where it runs.
 
 XLA on CPU has no fast depthwise convolution, and none of the derivatives that it finds for shifted products is fast
 either. Here the convolution and both of its gradients are written as sums of shifted products, which it fuses into one
@@ -12,6 +12,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from selfexplain_jax.models.backend import on_cpu
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -128,7 +130,7 @@ def grouped_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Arr
 
 def depthwise_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Depthwise "SAME" convolution of [B, H, W, K] by [k, k, K], in the form that suits the backend."""
-    form = shifted_products if jax.default_backend() == "cpu" else grouped_convolution
+    form = shifted_products if on_cpu() else grouped_convolution
     return form(x, kernel, stride)
 
 

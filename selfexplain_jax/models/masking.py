@@ -14,6 +14,9 @@ import numpy as np
 
 from selfexplain_jax.types import UserError
 
+ONE_GROUP, LARGEST_GROUP = 100, 8
+"""See `exchange_group`."""
+
 ABSENT = -1e9
 """Logit of "no class to take the maximum over"; its sigmoid is exactly 0 and so is its gradient."""
 
@@ -79,6 +82,28 @@ def isolate(images: jax.Array, mask: jax.Array, filling: jax.Array) -> jax.Array
     return mask * images + (1.0 - mask) * filling
 
 
+def exchange_group(batch: int) -> int:
+    """How many neighbours in a batch of that size exchange masks and backgrounds.
+
+    Up to ONE_GROUP images all of them. Beyond, the largest divisor of the batch up to LARGEST_GROUP, if there is one:
+    neighbours lie on one device as long as a multiple of it does, so that no image has to be sent around.
+
+    Examples:
+      >>> [exchange_group(batch) for batch in (32, 100, 256, 110, 101)]
+      [32, 100, 8, 5, 101]
+    """
+    divisors = [size for size in range(2, LARGEST_GROUP + 1) if batch % size == 0]
+    return divisors[-1] if batch > ONE_GROUP and divisors else batch
+
+
+def of_another_image(x: jax.Array, rng: jax.Array) -> jax.Array:
+    """What [B, ...] holds of another image: for all the same random number of places further on in their group."""
+    group = exchange_group(x.shape[0])
+    shift = jax.random.randint(rng, (), 1, max(group, 2))
+    groups = x.reshape(-1, group, *x.shape[1:])  # [B / group, group, ...]
+    return jnp.roll(groups, shift, axis=1).reshape(x.shape)
+
+
 def zero_infill(images: jax.Array, rng: jax.Array, masks: jax.Array | None = None, own: bool = True) -> jax.Array:
     """The mean colour, which normalisation puts at 0."""
     del rng, masks, own
@@ -134,16 +159,14 @@ def other_image_infill(
     """The background of another image of the batch.
 
     With `masks` [B, H, W] of the objects, each image's object is first painted over by the mean colour of its
-    background; without, the other image is taken whole. The other image is the same random number of places further
-    on for all.
+    background; without, the other image is taken whole. See `of_another_image`.
     """
     del own
     if masks is not None:
         keep = (1.0 - jax.lax.stop_gradient(masks))[..., None]
         mean = (keep * images).sum(axis=(1, 2), keepdims=True) / (keep.sum(axis=(1, 2), keepdims=True) + 1.0)
         images = keep * images + (1.0 - keep) * mean
-    shift = jax.random.randint(rng, (), 1, max(images.shape[0], 2))
-    return jnp.roll(images, shift, axis=0)
+    return of_another_image(images, rng)
 
 
 INFILLS: dict[str, Callable[..., jax.Array]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -111,10 +112,11 @@ def split_cpu(batch_size: int) -> None:
         return
 
 
-def make_mesh() -> Mesh:
-    """The mesh of all devices of all hosts, with the one axis `data`."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of these devices, or of all devices of all hosts, with the one axis `data`."""
+    devices = jax.devices() if devices is None else devices
     # Auto: the compiler places the collectives. make_mesh's own default wants every sharding spelt out in the program.
-    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -158,7 +160,8 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         choices = f"{below} or {below + devices}" if below > 0 else f"{devices}"
         raise UserError(
             f"config.train.batch_size = {batch_size} does not divide over {devices} devices "
-            f"({jax.process_count()} hosts). Choose {choices}, or use fewer devices."
+            f"({len({device.process_index for device in mesh.devices.flat})} hosts). Choose {choices}, or use fewer "
+            "devices."
         )
 
 

@@ -144,7 +144,7 @@ def evaluator_mask(names: tuple[str, ...], masks: jax.Array, rng: jax.Array) -> 
     kind_key, shift_key, blob_key = jax.random.split(rng, 3)
     batch, size, _ = masks.shape
     masks = jax.lax.stop_gradient(masks)
-    swapped = jnp.roll(masks, jax.random.randint(shift_key, (), 1, max(batch, 2)), axis=0)
+    swapped = masking.of_another_image(masks, shift_key)
     made = {"swapped": lambda: swapped, "complement": lambda: 1.0 - swapped}
     made["blobs"] = lambda: masking.blob_masks(blob_key, batch, size)
     kind = jax.random.randint(kind_key, (batch, 1, 1), 0, len(names))
@@ -166,21 +166,19 @@ def explanation_passes(apply, live, frozen, outputs: dict, batch: dict, config, 
     parts, results = {}, {}
     if "object" in objective:
         masks, shown, valid = object_masks(outputs, label, passes.classes_per_image, size, object_key)
-        count = masks.shape[1]
-        isolated = masking.isolate(
-            jnp.repeat(images, count, axis=0), harden(masks.reshape(-1, size, size)), jnp.repeat(filling, count, axis=0)
-        )  # [B K, H, W, 3]
-        parts["object"] = isolated
+        parts["object"] = masking.isolate(images[:, None], harden(masks), filling[:, None])  # [B, K, H, W, 3]
         results |= {"object_label": shown, "object_valid": valid}
     if "background" in objective:
-        parts["background"] = masking.isolate(images, 1.0 - harden(target), filling)
+        parts["background"] = masking.isolate(images, 1.0 - harden(target), filling)[:, None]  # [B, 1, H, W, 3]
     if parts:
-        scores = apply(frozen, jnp.concatenate(list(parts.values())))
+        # The parts of an image side by side: one kind behind the other would have to be sent to other devices.
+        shown = jnp.concatenate(list(parts.values()), axis=1)
+        scores = apply(frozen, shown.reshape(-1, *images.shape[1:]))  # [B (K + 1), C]
+        scores = scores.reshape(*shown.shape[:2], -1)  # [B, K + 1, C]
         if "object" in parts:
-            objects = parts["object"].shape[0]
-            results["object_scores"] = scores[:objects].reshape(*results["object_valid"].shape, -1)  # [B, K, C]
+            results["object_scores"] = scores[:, : parts["object"].shape[1]]  # [B, K, C]
         if "background" in parts:
-            results["background_scores"] = scores[-images.shape[0] :]
+            results["background_scores"] = scores[:, -1]
     if "evaluator" in objective:
         mask = evaluator_mask(tuple(passes.evaluator_masks), target, evaluator_key)
         # The same draw, but where a filling would show what the image's own mask, and with it its label, has cut out.

@@ -101,7 +101,9 @@ def train_step(
         positive_weights=positive_weights,
     )
     if places is not None:
-        # Each device keeps the sum of its own part alone: a reduce-scatter, where XLA has one.
+        # Each device keeps the sum of its own part alone: a reduce-scatter, where XLA has one. Whole first, so that the
+        # gradients of several passes are added before they are sent.
+        gradient = jax.lax.with_sharding_constraint(gradient, places.step)
         gradient = jax.lax.with_sharding_constraint(gradient, places.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
