@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from selfexplain_jax.models.channels import BatchNorm, PointwiseConv
 from selfexplain_jax.models.depthwise import DepthwiseConv
 
 EPSILON, MOMENTUM = 1e-3, 0.99
@@ -37,6 +38,19 @@ LITE0 = (
 STEM_CHANNELS, TOP_CHANNELS = 32, 1280
 
 
+class StemConv(nn.Module):
+    """3x3 convolution of stride 2, "SAME" padding, no bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
+        """[B, H, W, K] to [B, ceil(H / 2), ceil(W / 2), features]; `factor` [features], if any, multiplies it."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
+        kernel = kernel if factor is None else kernel * factor[None, None, None, :]
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 class InvertedResidual(nn.Module):
     """1x1 to `expansion` times the channels, depthwise k x k, 1x1 to `channels`; plus the input where shapes agree."""
 
@@ -49,18 +63,16 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, K] to [B, ceil(H / stride), ceil(W / stride), channels]."""
+        averages = not train or self.frozen_norm
 
-        def norm(name):
-            averages = not train or self.frozen_norm
-            return nn.BatchNorm(averages, momentum=MOMENTUM, epsilon=EPSILON, name=name)
+        def step(name, conv, channels, h):
+            return BatchNorm(channels, MOMENTUM, EPSILON, name=f"{name}_norm")(conv, h, averages)
 
-        h = x
+        h, wide = x, self.expansion * x.shape[-1]
         if self.expansion != 1:
-            h = nn.Dense(self.expansion * x.shape[-1], use_bias=False, name="expand_conv")(h)
-            h = nn.relu6(norm("expand_norm")(h))
-        h = DepthwiseConv(self.kernel, self.stride, name="depthwise_conv")(h)
-        h = nn.relu6(norm("depthwise_norm")(h))
-        h = norm("project_norm")(nn.Dense(self.channels, use_bias=False, name="project_conv")(h))
+            h = nn.relu6(step("expand", PointwiseConv(wide, name="expand_conv"), wide, h))
+        h = nn.relu6(step("depthwise", DepthwiseConv(self.kernel, self.stride, name="depthwise_conv"), wide, h))
+        h = step("project", PointwiseConv(self.channels, name="project_conv"), self.channels, h)
         return x + h if h.shape == x.shape else h
 
 
@@ -81,8 +93,8 @@ class EfficientNetLite(nn.Module):
     strides = (2, 4, 8, 16, 32)
 
     def setup(self):
-        self.stem_conv = nn.Conv(STEM_CHANNELS, (3, 3), (2, 2), use_bias=False)
-        self.stem_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
+        self.stem_conv = StemConv(STEM_CHANNELS)
+        self.stem_norm = BatchNorm(STEM_CHANNELS, MOMENTUM, EPSILON)
         self.block = [
             InvertedResidual(
                 stage.kernel, stage.stride if i == 0 else 1, stage.expansion, stage.channels, self.frozen_norm
@@ -90,8 +102,8 @@ class EfficientNetLite(nn.Module):
             for stage in self.stages
             for i in range(stage.blocks)
         ]
-        self.top_conv = nn.Dense(TOP_CHANNELS, use_bias=False)
-        self.top_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
+        self.top_conv = PointwiseConv(TOP_CHANNELS)
+        self.top_norm = BatchNorm(TOP_CHANNELS, MOMENTUM, EPSILON)
         self.classifier = nn.Dense(self.num_classes)
 
     def encode(
@@ -102,7 +114,7 @@ class EfficientNetLite(nn.Module):
         Features in `given`, by these names, stand in for those computed.
         """
         averages, given = not train or self.frozen_norm, given or {}
-        x = nn.relu6(self.stem_norm(self.stem_conv(images), use_running_average=averages))
+        x = nn.relu6(self.stem_norm(self.stem_conv, images, averages))
         stride, endpoints = 2, {}
         for block, following in zip(self.block, [*self.block[1:], None], strict=True):
             stride *= block.stride
@@ -128,4 +140,4 @@ class EfficientNetLite(nn.Module):
 
     def _top(self, endpoints, train):
         averages = not train or self.frozen_norm
-        return nn.relu6(self.top_norm(self.top_conv(endpoints["stride32"]), use_running_average=averages))
+        return nn.relu6(self.top_norm(self.top_conv, endpoints["stride32"], averages))
