@@ -59,6 +59,8 @@ def test_own_data_network_method_and_loss(own):
 
 
 @pytest.mark.slow
+# How ml_collections loads a config file.
+@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 def test_own_parts_are_trained_and_evaluated_by_the_command(own):
     small = ["--config.train.steps=3", "--config.train.warmup_steps=1", "--config.train.batch_size=4"]
     small += ["--config.evaluation.audit=False", "--config.data.data_dir=.", "--workdir=run"]
