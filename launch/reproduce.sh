@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs rows of docs/results.md again, and says which of them differ from the stored ones by more than the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 2.6 hours of training, and evaluations
+#   bash launch/reproduce.sh                       every row that two cores can run: 3.7 hours of training, and evaluations
 #   bash launch/reproduce.sh synthetic texture     these rows
 #   bash launch/reproduce.sh main                  those of the main table; or: ablation, other
 #   bash launch/reproduce.sh --seeds=3,4 texture   with other seeds than the stored ones: more say more
@@ -42,6 +42,11 @@ rows=(
   "ablation zero_infill configs/synthetic_ablation.py:zero_infill 0"
   "ablation live_weights configs/synthetic_ablation.py:live_weights 0"
   "ablation hard_masks configs/synthetic_ablation.py:hard_masks 0"
+  "ablation no_smoothness configs/synthetic_ablation.py:no_smoothness 0"
+  "ablation no_blur configs/synthetic_ablation.py:no_blur 0"
+  "ablation blobs_alone configs/synthetic_ablation.py:blobs_alone 0"
+  "ablation ema_weights configs/synthetic_ablation.py:ema_weights 0"
+  "ablation no_ranking configs/synthetic_ablation.py:no_ranking 0"
 )
 
 # Ends the script with one line; 1 would say that a row differs.

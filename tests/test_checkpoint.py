@@ -38,7 +38,7 @@ def swept(request):
 
 def make_state(value, width=40):
     params = {"kernel": jnp.arange(width * 50.0).reshape(width, 50) + value, "bias": jnp.full(3, float(value))}
-    state = TrainState(jnp.int32(value), params, {}, OPTIMIZER.init(params), jax.tree.map(jnp.copy, params))
+    state = TrainState(jnp.int32(value), params, {}, OPTIMIZER.init(params), jax.tree.map(jnp.copy, params), {})
     return jax.device_put(state, mesh_lib.replicated(mesh_lib.make_mesh()))
 
 
