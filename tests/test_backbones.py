@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from goldens import formula
+from parity.torchvision_names import DEEPLAB
 
 from selfexplain_jax.config import base_config
 from selfexplain_jax.models import MODELS, backbones, build_model, channels, depthwise, pretrained, vgg
@@ -249,23 +250,6 @@ GOLDEN_MODULES = {
         ResNet(3, (3, 4, 6, 3), True, output_stride=8), SAME, 3, width=256, decoder="aspp", mask_stride=8
     ),
 }
-# Names in torchvision's DeepLab of what lies beside the backbone, which this file alone needs.
-DEEPLAB = (
-    (r"^backbone\.(layer\d+)_(\d+)", r"backbone.\1.\2"),
-    (r"downsample_conv", "downsample.0"),
-    (r"downsample_norm", "downsample.1"),
-    (r"^head\.", "classifier.4."),
-    (r"^atrous_head\.last_conv", "classifier.1"),
-    (r"^atrous_head\.last_norm", "classifier.2"),
-    (r"^atrous_head\.project_conv", "classifier.0.project.0"),
-    (r"^atrous_head\.project_norm", "classifier.0.project.1"),
-    (r"^atrous_head\.image_conv", "classifier.0.convs.4.1"),
-    (r"^atrous_head\.image_norm", "classifier.0.convs.4.2"),
-    (r"^atrous_head\.point_conv", "classifier.0.convs.0.0"),
-    (r"^atrous_head\.point_norm", "classifier.0.convs.0.1"),
-    *((rf"^atrous_head\.atrous{i}_conv", f"classifier.0.convs.{i + 1}.0") for i in range(3)),
-    *((rf"^atrous_head\.atrous{i}_norm", f"classifier.0.convs.{i + 1}.1") for i in range(3)),
-)
 
 
 def their_shape(shape, name):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity.predecessor_cases import CASES, LOWER, TEMPERATURE, UPPER
 
 from selfexplain_jax.metrics import segmentation
 from selfexplain_jax.models import masking, pooling
@@ -17,17 +18,6 @@ from selfexplain_jax.objectives import compose, terms
 
 FOLDER = pathlib.Path(__file__).parent / "parity"
 GOLDENS = np.load(FOLDER / "predecessor.npz")
-LOWER, UPPER, TEMPERATURE = 0.25, 0.5, 2.0
-
-
-def given(case):
-    """The logit maps and labels of generate_predecessor.py, which imports torch."""
-    if case == "by_hand":
-        maps = np.zeros((1, 2, 2, 2), np.float32)
-        maps[0, :, :, 0] = np.log([[4.0, 1.0], [0.25, 1.0]])
-        return maps, np.array([[1, 0]], np.float32)
-    maps = np.random.RandomState(0).normal(0, 2, size=(3, 6, 6, 4)).astype(np.float32)
-    return maps, np.array([[0, 1, 0, 0], [1, 0, 0, 1], [1, 1, 1, 0]], np.float32)
 
 
 @jax.jit
@@ -55,9 +45,9 @@ def found_here(maps, label):
     }
 
 
-@pytest.mark.parametrize("case", ["by_hand", "noise"])
+@pytest.mark.parametrize("case", CASES)
 def test_terms_are_those_of_the_loops(case):
-    found = found_here(*given(case))
+    found = found_here(*CASES[case]())
     assert {f"{case}/{name}" for name in found} == {name for name in GOLDENS if name.startswith(f"{case}/")}
     for name, value in found.items():
         np.testing.assert_allclose(value, GOLDENS[f"{case}/{name}"], rtol=1e-5, atol=1e-6, err_msg=name)

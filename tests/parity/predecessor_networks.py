@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision_names import DEEPLAB
 
 DIRECTIONS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
 
@@ -156,20 +157,7 @@ NAMES = {
         (r"^", "parts."),
     ),
     "deeplab": (
-        (r"^backbone\.(layer\d+)_(\d+)", r"backbone.\1.\2"),
-        (r"downsample_conv", "downsample.0"),
-        (r"downsample_norm", "downsample.1"),
-        (r"^head\.", "classifier.4."),
-        (r"^atrous_head\.last_conv", "classifier.1"),
-        (r"^atrous_head\.last_norm", "classifier.2"),
-        (r"^atrous_head\.project_conv", "classifier.0.project.0"),
-        (r"^atrous_head\.project_norm", "classifier.0.project.1"),
-        (r"^atrous_head\.image_conv", "classifier.0.convs.4.1"),
-        (r"^atrous_head\.image_norm", "classifier.0.convs.4.2"),
-        (r"^atrous_head\.point_conv", "classifier.0.convs.0.0"),
-        (r"^atrous_head\.point_norm", "classifier.0.convs.0.1"),
-        *((rf"^atrous_head\.atrous{i}_conv", f"classifier.0.convs.{i + 1}.0") for i in range(3)),
-        *((rf"^atrous_head\.atrous{i}_norm", f"classifier.0.convs.{i + 1}.1") for i in range(3)),
+        *DEEPLAB,
         (r"^", "whole."),
     ),
 }

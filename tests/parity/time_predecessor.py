@@ -20,17 +20,15 @@ or {"error": why not}. An empty line, or the end of the input, ends it.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import pathlib
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import predecessor_networks as networks
 import torch
+from answering import serve, version_of
 from predecessor import Predecessor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -136,40 +134,17 @@ TASKS: dict[str, Callable[[Given, dict], dict]] = {
 }
 
 
-def version_of(package: str) -> str | None:
-    """Of an installed package; None where there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def main():
-    """Reads tasks and writes answers until there are no more."""
-    # What packages print goes to standard error.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    warnings.simplefilter("ignore")
-
-    def answer(what: dict):
-        print(json.dumps(what), file=answers, flush=True)
-
-    given = Given(pathlib.Path(sys.argv[1]))
+def begin(folder: pathlib.Path) -> tuple[dict, Callable[[str, dict], dict]]:
+    """What runs here, and what does a task."""
+    given = Given(folder)
     about = {
         "versions": {package: version_of(package) for package in ("torch", "torchvision")},
         "threads": torch.get_num_threads(),
         "parameters": sum(parameter.numel() for parameter in given.network.parameters()),
         "difference": given.difference(),
     }
-    answer(about)
-    for line in iter(sys.stdin.readline, ""):
-        if not line.strip():
-            return
-        asked = json.loads(line)
-        try:
-            answer(TASKS[asked["task"]](given, asked["settings"]))
-        except Exception as error:  # Whatever goes wrong is this task's answer.
-            answer({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
+    return about, lambda task, settings: TASKS[task](given, settings)
 
 
 if __name__ == "__main__":
-    main()
+    serve(begin)
