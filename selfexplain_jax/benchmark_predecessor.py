@@ -26,11 +26,12 @@ from flax import traverse_util
 
 from selfexplain_jax import benchmark_peers as peers_lib
 from selfexplain_jax import costs
+from selfexplain_jax.compile import size_of
 from selfexplain_jax.recipes import predecessor_recipe
-from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.config_json import jsonable
-from selfexplain_jax.training.state import TrainState, create_state, variables_of
+from selfexplain_jax.training.experiment import Experiment, build, make_step, state_creation
+from selfexplain_jax.training.state import TrainState, variables_of
 from selfexplain_jax.types import Batch, DatasetInfo, UserError
 
 SCRIPT = peers_lib.SCRIPT.with_name("time_predecessor.py")
@@ -38,14 +39,25 @@ OWN = {"ours": True, "image_pass": False}
 """Our programs -> whether they have the passes behind the image's."""
 COPIES = {"predecessor": True, "predecessor_frozen": False}
 """Side -> whether its copy of the network has gradients of weights."""
-FIXED = ("passes.weights", "passes.infills", "passes.hard_masks", "model.temperature_steps", "model.pooling")
-FIXED += ("train.optimizer", "train.schedule", "train.warmup_steps", "train.clip_norm", "train.backbone_rate")
-FIXED += ("train.accumulate",)
+FIXED = (
+    *("passes.weights", "passes.infills", "passes.hard_masks", "model.temperature_steps", "model.pooling"),
+    *("train.optimizer", "train.schedule", "train.warmup_steps", "train.clip_norm", "train.backbone_rate"),
+    "train.accumulate",
+)
 """What the predecessor's side knows in one form alone."""
-UNET_OPTIONS = ("widths", "encoder_depth", "decoder_depth", "stem_stride", "mask_stride", "map_blur", "edge_distances")
-UNET_OPTIONS += ("edge_scale", "local_contrast")
-DEEPLAB = {"encoder": "resnet50", "decoder": "aspp", "output_stride": 8, "decoder_width": 256, "map_blur": 0.0}
-DEEPLAB |= {"edge_distances": (), "frozen_norm": False}
+UNET_OPTIONS = (
+    *("widths", "encoder_depth", "decoder_depth", "stem_stride", "mask_stride"),
+    *("map_blur", "edge_distances", "edge_scale", "local_contrast"),
+)
+DEEPLAB = {
+    "encoder": "resnet50",
+    "decoder": "aspp",
+    "output_stride": 8,
+    "decoder_width": 256,
+    "map_blur": 0.0,
+    "edge_distances": (),
+    "frozen_norm": False,
+}
 
 
 # ---- What the other side is handed -----------------------------------------------------------------------------------
@@ -114,10 +126,10 @@ def noise_batch(info: DatasetInfo, count: int, seed: int = 0) -> Batch:
     }
 
 
-def create(experiment: loop.Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+def create(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     """The state at step 0 from the config's seed, with random weights whatever `config.model.pretrained` names."""
-    make = functools.partial(create_state, experiment.config, experiment.model, experiment.optimizer)
-    return jax.jit(make, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(experiment.config.seed))
+    make, _ = state_creation(experiment, mesh)
+    return make(jax.random.key(experiment.config.seed))
 
 
 def flat_weights(state: TrainState) -> dict[str, np.ndarray]:
@@ -127,7 +139,7 @@ def flat_weights(state: TrainState) -> dict[str, np.ndarray]:
     return {path: np.asarray(array) for tree in flat for path, array in tree.items()}
 
 
-def logit_cells(experiment: loop.Experiment, state: TrainState, images: np.ndarray) -> np.ndarray:
+def logit_cells(experiment: Experiment, state: TrainState, images: np.ndarray) -> np.ndarray:
     """The logit maps of images [B, H, W, 3] as they are evaluated, [B, h, w, C]."""
 
     def maps(state, images):
@@ -137,7 +149,7 @@ def logit_cells(experiment: loop.Experiment, state: TrainState, images: np.ndarr
 
 
 def start(
-    interpreter: str, folder: pathlib.Path, experiment: loop.Experiment, state: TrainState, batch: Batch
+    interpreter: str, folder: pathlib.Path, experiment: Experiment, state: TrainState, batch: Batch
 ) -> peers_lib.Peers:
     """Starts the other side on the network of a config, its weights and a batch.
 
@@ -168,7 +180,7 @@ def start(
     inputs = {"images": batch["image"], "label": batch["label"]}
     inputs["cells"] = logit_cells(experiment, state, batch["image"][:1])
     peers = peers_lib.launch(interpreter, SCRIPT, folder, task, {"weights": weights, "inputs": inputs})
-    own = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    own, _ = size_of(state.params)
     if not peers.missing and peers.about["parameters"] != own:
         peers.close()
         raise UserError(f"The other side's network has {peers.about['parameters']:,} parameters, and ours {own:,}.")
@@ -198,12 +210,10 @@ class OwnSteps:
       losses: of every step so far.
     """
 
-    def __init__(
-        self, experiment: loop.Experiment, mesh: jax.sharding.Mesh, state: TrainState, batch: Batch, explain: bool
-    ):
+    def __init__(self, experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState, batch: Batch, explain: bool):
         self._batch, self.batch_size = mesh_lib.to_global(batch, mesh), len(batch["label"])
         self._state = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(state)
-        step = loop.make_step(experiment, mesh, explain)
+        step = make_step(experiment, mesh, explain)
         self.contractions = costs.contractions(step, self._state, self._batch)
         started = time.perf_counter()
         self._step = step.lower(self._state, self._batch).compile()
@@ -242,14 +252,14 @@ def run(config: ml_collections.ConfigDict, workdir: str, peers: str = "") -> dic
     for name in ("steps", "repetitions"):
         if settings[name] < 1:
             raise UserError(f"config.benchmark.{name} = {settings[name]} must be at least 1.")
-    experiment, mesh = loop.build(config), mesh_lib.make_mesh()
+    experiment, mesh = build(config), mesh_lib.make_mesh()
     mesh_lib.check_batch_size(config.train.batch_size, mesh)
     batch, state = noise_batch(experiment.dataset.info, config.train.batch_size), create(experiment, mesh)
     about = {
         "batch_size": config.train.batch_size,
         "cores": mesh_lib.usable_cores(),
         "network": network_name(config.model),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "parameters": size_of(state.params)[0],
     }
     other = start(interpreter, pathlib.Path(workdir).expanduser() / "peers", experiment, state, batch)
     print(f"{about}, {config.data.image_size} px. {other.missing or f'Peers: {other.about}'}", flush=True)

@@ -32,9 +32,9 @@ from selfexplain_jax.config import load_config
 from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
 from selfexplain_jax.metrics import segmentation
 from selfexplain_jax.models import masking
-from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.config_json import jsonable
+from selfexplain_jax.training.experiment import build, make_step
 from selfexplain_jax.training.passes import explanations_start
 from selfexplain_jax.training.state import TrainState, evaluated_variables
 from selfexplain_jax.training.steps import is_correct
@@ -67,7 +67,7 @@ class OwnTraining:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, checks: list[dict]):
-        self._experiment, self._mesh = loop.build(config), mesh_lib.make_mesh()
+        self._experiment, self._mesh = build(config), mesh_lib.make_mesh()
         mesh_lib.check_batch_size(config.train.batch_size, self._mesh)
         self._iterator = train_iterator(self._experiment.dataset, config)
         self._state = benchmark_predecessor.create(self._experiment, self._mesh)
@@ -90,7 +90,7 @@ class OwnTraining:
     def _program(self, explain: bool, batch) -> Callable:
         if explain not in self._programs:
             started = time.perf_counter()
-            step = loop.make_step(self._experiment, self._mesh, explain)
+            step = make_step(self._experiment, self._mesh, explain)
             self._programs[explain] = step.lower(self._state, batch).compile()
             self.compile_seconds += time.perf_counter() - started
         return self._programs[explain]
@@ -192,7 +192,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, peers: str = "") -> dic
     benchmark_predecessor.check_cores()
     interpreter = peers_lib.find_interpreter(peers)
     theirs = peer_config(config)
-    experiment, mesh = loop.build(theirs), mesh_lib.make_mesh()
+    experiment, mesh = build(theirs), mesh_lib.make_mesh()
     dataset = experiment.dataset
     if dataset.info.multilabel or not dataset.info.has_masks:
         raise UserError("--what=time_to_masks needs data with masks and one class an image: configs/synthetic.py.")
@@ -294,8 +294,6 @@ def export(dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.
     np.save(folder / "train_label.npy", label)
     batches = evaluation_batches(dataset, SPLIT, config, batch_size=1, max_examples=checks)
     examples = [dataset.source(SPLIT)[int(index)] for index in batches.positions]
-    np.savez(folder / "check.npz", **{
-        "images": np.stack([example["image"] for example in examples]),
-        "label": np.stack([example["label"] for example in examples]),
-        "mask": np.stack([example["mask"] for example in examples]),
-    })  # fmt: skip
+    names = {"images": "image", "label": "label", "mask": "mask"}
+    arrays = {name: np.stack([example[field] for example in examples]) for name, field in names.items()}
+    np.savez(folder / "check.npz", **arrays)
