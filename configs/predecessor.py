@@ -11,7 +11,7 @@ Variants: unet (the network of configs/synthetic.py), plain (the same without wh
 """
 
 from selfexplain_jax.config import base_config, check_variant
-from selfexplain_jax.recipes import predecessor_recipe, self_explainer_recipe
+from selfexplain_jax.recipes import deeplab_network, predecessor_recipe, self_explainer_recipe
 
 VARIANTS = ("unet", "plain", "deeplab")
 
@@ -32,12 +32,7 @@ def get_config(variant="unet"):
         return config
     config.data.name = "voc2007"
     config.data.train_split, config.data.eval_split = "main_train", "main_test"
-    config.data.image_size = 224
-    # Mean and deviation of ImageNet's colours, as its network expects them.
-    config.data.mean, config.data.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    config.model.name, config.model.encoder, config.model.decoder = "encoder_unet", "resnet50", "aspp"
-    config.model.decoder_width, config.model.output_stride = 256, 8
-    config.model.pretrained = "imagenet"
+    deeplab_network(config)
     # Losses and masks at the stride of the last features, where it resizes the maps of all classes to the image.
     config.model.mask_stride = 8
     config.model.map_blur = 0.0

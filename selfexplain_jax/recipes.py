@@ -242,15 +242,20 @@ def published_explainer_recipe(
     data = config.data.name
     config.explainer.classifier = f"runs/{data}_classifier_{network}"
     config.explainer.classifier_config = f"configs/{data}.py:classifier_{network}"
+    deeplab_network(config)
+    # Maps of 28 x 28 cells, resized to half the image's side, where the paper has the whole.
+    config.model.mask_stride = 2
+    config.evaluation.batch_size = 50
+    return explainer_recipe(config, **weights) if variant == "explainer" else real_time_saliency_recipe(config)
+
+
+def deeplab_network(config: ml_collections.ConfigDict) -> None:
+    """Sets, in place, DeepLab's atrous head on a pretrained ResNet-50, for photos of 224 px."""
     config.data.image_size = 224
     _imagenet_colours(config.data)
     config.model.name, config.model.encoder, config.model.decoder = "encoder_unet", "resnet50", "aspp"
     config.model.pretrained = "imagenet"
     config.model.decoder_width, config.model.output_stride = 256, 8
-    # Maps of 28 x 28 cells, resized to half the image's side, where the paper has the whole.
-    config.model.mask_stride = 2
-    config.evaluation.batch_size = 50
-    return explainer_recipe(config, **weights) if variant == "explainer" else real_time_saliency_recipe(config)
 
 
 def _imagenet_colours(data: ml_collections.ConfigDict) -> None:
