@@ -181,20 +181,22 @@ def compare_folder(runs: str | os.PathLike, names: Sequence[str], stored: str | 
       UserError: an unknown row, results of another config, or nothing that was measured.
     """
     rows = read_stored(stored)
-    made, missing, commits = [], [], {}
+    made, missing, commits = [], [], []
     for row in choose(rows, names):
         results = measured_runs(runs, row)
         if results:
             made += compare(rows, row, results)
-            commits |= {
-                f"{(found.get('commit') or 'unknown')[:7]}{' with changes' * bool(found.get('dirty'))}": 0
+            commits += [
+                f"{(found.get('commit') or 'unknown')[:7]}{' with changes' * bool(found.get('dirty'))}"
                 for found in results
-            }
+            ]
         else:
             missing.append(row.name)
     if not made:
         raise UserError(f"No row was measured in {runs} yet: bash launch/reproduce.sh NAME runs one.")
-    text = f"{comparison_table(made)}\n\n{verdict(made, missing)}\nMeasured at commit {', '.join(commits)}."
+    text = (
+        f"{comparison_table(made)}\n\n{verdict(made, missing)}\nMeasured at commit {', '.join(dict.fromkeys(commits))}."
+    )
     (pathlib.Path(runs) / "reproduced.md").write_text(f"# Stored and measured\n\n{text}\n")
     print(text)
     return int(any(one.differs for one in made))

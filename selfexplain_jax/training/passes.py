@@ -165,9 +165,9 @@ def explanation_passes(apply, live, frozen, outputs: dict, batch: dict, config, 
     filling = masking.random_infill(passes.infills, images, infill_key, target)
     parts, results = {}, {}
     if "object" in objective:
-        masks, shown, valid = object_masks(outputs, label, passes.classes_per_image, size, object_key)
+        masks, isolated, valid = object_masks(outputs, label, passes.classes_per_image, size, object_key)
         parts["object"] = masking.isolate(images[:, None], harden(masks), filling[:, None])  # [B, K, H, W, 3]
-        results |= {"object_label": shown, "object_valid": valid}
+        results |= {"object_label": isolated, "object_valid": valid}
     if "background" in objective:
         parts["background"] = masking.isolate(images, 1.0 - harden(target), filling)[:, None]  # [B, 1, H, W, 3]
     if parts:
