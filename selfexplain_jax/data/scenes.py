@@ -30,6 +30,7 @@ PERIOD_RANGE = (7 / 64, 10 / 64)
 
 _TILE_CELLS = 20  # Periods along one side of a texture tile: more than a rotated picture can show.
 _LUMA = (0.299, 0.587, 0.114)
+_RAMP = np.linspace(0, 1, 256, dtype=np.float32)[:, None]  # [256, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Texture:
     @property
     def mean_color(self) -> tuple[float, float, float]:
         """The colour half-way between the two."""
-        return tuple((first + second) / 2 for first, second in zip(*self.colors, strict=True))
+        (red, green, blue), (other_red, other_green, other_blue) = self.colors
+        return (red + other_red) / 2, (green + other_green) / 2, (blue + other_blue) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +139,20 @@ def _choice(rng: np.random.Generator, count: int) -> int:
     return int(rng.random() * count)
 
 
+def _clipped(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
+
+
 def _color(luma: float, hue: float, chroma: float) -> tuple[float, float, float]:
     """RGB in [0, 1] of exactly this luma; the chroma is reduced where the colour does not exist at this luma."""
     u, v = chroma * math.cos(hue), chroma * math.sin(hue)
     offsets = (1.140 * v, -0.395 * u - 0.581 * v, 2.032 * u)
-    scale = min(1.0, *((1 - luma if offset > 0 else luma) / max(abs(offset), 1e-6) for offset in offsets))
-    return tuple(min(max(luma + scale * offset, 0.0), 1.0) for offset in offsets)
+    scale = 1.0
+    for offset in offsets:
+        room = 1 - luma if offset > 0 else luma
+        scale = min(scale, room / max(abs(offset), 1e-6))
+    red, green, blue = offsets
+    return _clipped(luma + scale * red), _clipped(luma + scale * green), _clipped(luma + scale * blue)
 
 
 def _draw_texture(rng: np.random.Generator, family: str, contrast: float, hue: float | None = None) -> Texture:
@@ -343,7 +353,7 @@ def _background_pattern(texture: Texture, rng: np.random.Generator, image_size: 
 def _paint(pattern: np.ndarray, texture: Texture) -> np.ndarray:
     """Pattern uint8 [h, w] -> colours uint8 [h, w, 3]."""
     first, second = np.array(texture.colors, np.float32) * 255
-    palette = first + np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (second - first)  # [256, 3]
+    palette = first + _RAMP * (second - first)  # [256, 3]
     return cv2.applyColorMap(pattern, np.rint(palette).astype(np.uint8)[:, None, :])
 
 
@@ -357,8 +367,8 @@ def coverage(vertices: np.ndarray, image_size: int) -> tuple[np.ndarray, int, in
     Returns:
       (alpha uint8 [h, w], where 255 is all of the pixel; x and y of the window's upper left pixel).
     """
-    left, top = np.maximum(np.floor(vertices.min(axis=0)), 0).astype(int).tolist()
-    right, bottom = np.minimum(np.ceil(vertices.max(axis=0)), image_size).astype(int).tolist()
+    left, top = (max(math.floor(value), 0) for value in vertices.min(axis=0).tolist())
+    right, bottom = (min(math.ceil(value), image_size) for value in vertices.max(axis=0).tolist())
     width, height = right - left, bottom - top
     oversampling, bits = (8 if image_size <= 96 else 4), 6
     fine = np.zeros((height * oversampling, width * oversampling), np.uint8)
