@@ -81,9 +81,11 @@ def _kernel_gradient(gradient, x, size, stride):
         seen = [rows[i, j : j + last : stride] for i, j in taps]  # [w, K] each
         return tuple(total + cells * upstream for total, cells in zip(sums, seen, strict=True))
 
-    zeros = tuple(jnp.zeros((width, channels), gradient.dtype) for _ in taps)
+    # Sums of so many terms are float32 whatever the terms are.
+    zeros = tuple(jnp.zeros((width, channels), jnp.float32) for _ in taps)
     sums = jax.lax.fori_loop(0, batch * height, add_row, zeros)
-    return jnp.stack([total.sum(axis=0) for total in sums]).reshape(size, size, channels)  # [k, k, K]
+    total = jnp.stack([total.sum(axis=0) for total in sums]).reshape(size, size, channels)  # [k, k, K]
+    return total.astype(gradient.dtype)
 
 
 def _input_gradient(gradient, kernel, stride, shape):
@@ -140,10 +142,12 @@ class DepthwiseConv(nn.Module):
     Attributes:
       size: k.
       stride: cells from one output to the next.
+      dtype: see precision.py.
     """
 
     size: int
     stride: int = 1
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -151,4 +155,5 @@ class DepthwiseConv(nn.Module):
         shape = (self.size, self.size, x.shape[-1])
         # The fan-in of a channel is its own k x k cells.
         initial = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=())
-        return depthwise_convolution(x, self.param("kernel", initial, shape), self.stride)
+        kernel = self.param("kernel", initial, shape)
+        return depthwise_convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)

@@ -45,6 +45,7 @@ class InvertedResidual(nn.Module):
     expansion: int
     channels: int
     frozen_norm: bool
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -52,15 +53,18 @@ class InvertedResidual(nn.Module):
 
         def norm(name):
             averages = not train or self.frozen_norm
-            return nn.BatchNorm(averages, momentum=MOMENTUM, epsilon=EPSILON, name=name)
+            return nn.BatchNorm(averages, momentum=MOMENTUM, epsilon=EPSILON, dtype=self.dtype, name=name)
+
+        def dense(name, channels):
+            return nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)
 
         h = x
         if self.expansion != 1:
-            h = nn.Dense(self.expansion * x.shape[-1], use_bias=False, name="expand_conv")(h)
+            h = dense("expand_conv", self.expansion * x.shape[-1])(h)
             h = nn.relu6(norm("expand_norm")(h))
-        h = DepthwiseConv(self.kernel, self.stride, name="depthwise_conv")(h)
+        h = DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")(h)
         h = nn.relu6(norm("depthwise_norm")(h))
-        h = norm("project_norm")(nn.Dense(self.channels, use_bias=False, name="project_conv")(h))
+        h = norm("project_norm")(dense("project_conv", self.channels)(h))
         return x + h if h.shape == x.shape else h
 
 
@@ -71,28 +75,35 @@ class EfficientNetLite(nn.Module):
       num_classes: C.
       frozen_norm: batch normalisation keeps its running statistics in training too.
       stages: table of the blocks.
+      dtype: see precision.py.
     """
 
     num_classes: int
     frozen_norm: bool = False
     stages: tuple[Stage, ...] = LITE0
+    dtype: jnp.dtype = jnp.float32
 
     spatial_features = True
     strides = (2, 4, 8, 16, 32)
 
     def setup(self):
-        self.stem_conv = nn.Conv(STEM_CHANNELS, (3, 3), (2, 2), use_bias=False)
-        self.stem_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
+        self.stem_conv = nn.Conv(STEM_CHANNELS, (3, 3), (2, 2), use_bias=False, dtype=self.dtype)
+        self.stem_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON, dtype=self.dtype)
         self.block = [
             InvertedResidual(
-                stage.kernel, stage.stride if i == 0 else 1, stage.expansion, stage.channels, self.frozen_norm
+                stage.kernel,
+                stage.stride if i == 0 else 1,
+                stage.expansion,
+                stage.channels,
+                self.frozen_norm,
+                self.dtype,
             )
             for stage in self.stages
             for i in range(stage.blocks)
         ]
-        self.top_conv = nn.Dense(TOP_CHANNELS, use_bias=False)
-        self.top_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
-        self.classifier = nn.Dense(self.num_classes)
+        self.top_conv = nn.Dense(TOP_CHANNELS, use_bias=False, dtype=self.dtype)
+        self.top_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON, dtype=self.dtype)
+        self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
 
     def encode(
         self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None
