@@ -66,12 +66,13 @@ def test_collectives_are_counted_with_their_bytes():
       ROOT %all-gather-done = f32[16]{0:T(128)} all-gather-done(%all-gather-start)
       %r = f32[8,2]{1,0:T(8,128)} reduce-scatter(%p.3), replica_groups=[2,4]<=[8], dimensions={0}
       %s = pred[8]{0} reduce-scatter(%p.3), replica_groups={{0,1},{2,3}}, dimensions={0}
+      %t = s32[4]{0} reduce-scatter(%p.3), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, dimensions={0}
       %add.3 = f32[8]{0} add(%all-reduce.1, %all-gather-done)
     """
     assert compile_check.collectives_in(hlo) == {
         "all-reduce": {"count": 2, "bytes": 4 * 8 + 2 * 6 + 4 * 8},
         "all-gather": {"count": 1, "bytes": 4 * 16},
-        "reduce-scatter": {"count": 2, "bytes": 4 * 4 * 16 + 2 * 8},
+        "reduce-scatter": {"count": 3, "bytes": 4 * 4 * 16 + 2 * 8 + 2 * 4 * 4},
     }
 
 
