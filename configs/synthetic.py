@@ -46,7 +46,9 @@ def get_config(variant="object"):
         config.data.options = {"label": "texture"}
     if variant == "shape":
         # The outline alone names it; textures say nothing.
-        config.data.options = {"label": "shape"}
+        # Outlines take many images to learn, and these cost nothing to draw.
+        config.data.options = {"label": "shape", "train_size": 400_000}
+        config.data.flip = True
         # An outline is read from a distance: a third level, a slower rate, and most of the training for the scores
         # alone, at half the time of a step, since they rise slowly. What lies along the border is no class: without
         # that the scores stay at chance for twice as long. A pool further from the mean helps them too.
@@ -61,6 +63,10 @@ def get_config(variant="object"):
         config.passes.evaluator_masks = ("blobs",)
         config.objective.evaluator.weight = 0.5
         config.objective.classification.weight, config.objective.ranking.weight = 3.0, 2.0
+        # A mask of the object's middle has an outline of its own, which names a wrong class, and leaves the true one in
+        # the background: both passes weigh more, the area less, and colour carries the mask to the outline.
+        config.objective.object.weight, config.objective.background.weight = 4.0, 3.0
+        config.objective.area_target.weight, config.objective.affinity.weight = 0.05, 30.0
     if variant.startswith("multi"):
         config.data.options = {"min_objects": 1, "max_objects": 3}
         # One present class at a time in the object pass, so that each class has a mask of its own.

@@ -29,9 +29,15 @@ def _with(**fields):
     return change
 
 
+def _without_ranking(config):
+    """Nothing else trains before the other terms' start, so that classification has to take the place from step 0."""
+    _without("ranking")(config)
+    config.objective.classification.start = 0
+
+
 CHANGES = {
     "full": lambda config: None,
-    "no_ranking": _without("ranking"),
+    "no_ranking": _without_ranking,
     "no_object": _without("object"),
     "no_background": _without("background"),
     "no_evaluator": _without("evaluator"),

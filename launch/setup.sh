@@ -37,8 +37,8 @@ install() {
   if [[ -f "$stamp" && "$(cat "$stamp")" == "$checksum" ]]; then
     return
   fi
-  echo "Installing what $(printf '%s ' "${@##*/}")asks for into $venv (once; a few minutes) ..." >&2
-  if ! "$python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" -c "$root/launch/constraints.txt"; then
+  echo "Installing what $(printf '%s ' "${@##*/}")asks for into $venv (once; some minutes without a word) ..." >&2
+  if ! "$python" -m pip install --quiet --disable-pip-version-check --use-pep517 "${arguments[@]}" -c "$root/launch/constraints.txt"; then
     echo "error: pip could not install the packages (its message is above). launch/constraints.txt pins the versions" \
       "that were tested." >&2
     return 1

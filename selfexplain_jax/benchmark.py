@@ -3,7 +3,10 @@
 python -m selfexplain_jax.main --mode=benchmark --what=pipeline --config=configs/synthetic.py
 python -m selfexplain_jax.main --mode=benchmark --what=train --config=configs/mnist.py
 
-Attribution methods, their metrics, memory and curves are measured by benchmark_attribution.py and benchmark_curves.py.
+With --peers=PYTHON the step is measured beside that of the Self-Explainer's first implementation
+(benchmark_predecessor.py), and --what=time_to_masks measures how long training takes until masks cover the objects
+(benchmark_time_to_masks.py). Attribution methods, their metrics, memory and curves are measured by
+benchmark_attribution.py and benchmark_curves.py.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import ml_collections
 
-from selfexplain_jax import benchmark_attribution, benchmark_curves
+from selfexplain_jax import benchmark_attribution, benchmark_curves, benchmark_predecessor, benchmark_time_to_masks
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.pipeline import train_iterator
 from selfexplain_jax.folders import open_folder, write_whole
@@ -26,7 +29,7 @@ from selfexplain_jax.training.experiment import build, load_frozen, make_step, s
 from selfexplain_jax.types import UserError
 
 EXPLAINING = ("attribution", "metrics", "memory", "curves")
-WHAT = ("pipeline", "train", "all", *EXPLAINING)
+WHAT = ("pipeline", "train", "all", *EXPLAINING, "time_to_masks")
 """--what; "all" is pipeline and train."""
 
 Measurement = dict[str, list[float]]
@@ -130,13 +133,15 @@ def run(
       config: the whole configuration.
       workdir: is made if it does not exist.
       what: one of `WHAT`.
-      images, peers: see `benchmark_attribution.run`.
-      json_path: where the JSON is written; "": WORKDIR/benchmark.json, of what is `EXPLAINING` benchmark_WHAT.json.
+      images, peers: see `benchmark_attribution.run`; with peers "train" is `benchmark_predecessor.run`.
+      json_path: where the JSON is written; "": WORKDIR/benchmark.json, of what is `EXPLAINING` or
+        "time_to_masks" benchmark_WHAT.json.
 
     Returns:
       What the file holds: {"device", "devices", "hosts", "backend", "jax", "image_size", "dataset"}, and for pipeline
       and train {"batch_size", "measured": {name: {"median", "values"}}}; else "what", "settings" (config.benchmark) and
-      what `benchmark_attribution.run`, `benchmark_curves.memory` or `benchmark_curves.curves` return.
+      what `benchmark_attribution.run`, `benchmark_curves.memory`, `benchmark_curves.curves`,
+      `benchmark_predecessor.run` or `benchmark_time_to_masks.run` return.
 
     Raises:
       UserError: a bad config, or an unknown `what`.
@@ -153,11 +158,15 @@ def run(
         "image_size": config.data.image_size,
         "dataset": config.data.name,
     }
-    usual = f"benchmark_{what}.json" if what in EXPLAINING else "benchmark.json"
+    usual = f"benchmark_{what}.json" if what in (*EXPLAINING, "time_to_masks") else "benchmark.json"
     path = open_folder(json_path) if json_path else open_folder(workdir) / usual
     if what in EXPLAINING:
         result |= {"what": what, "settings": jsonable(config.benchmark)}
         result |= _explaining(config, workdir, what, images, peers)
+    elif what == "train" and peers:
+        result |= {"what": what} | benchmark_predecessor.run(config, workdir, peers)
+    elif what == "time_to_masks":
+        result |= {"what": what} | benchmark_time_to_masks.run(config, workdir, peers)
     else:
         result |= _training(config, what)
     if jax.process_index() == 0:

@@ -1,7 +1,7 @@
 """The published implementations: a process of their own in an environment of their own, same weights and photos.
 
-launch/parity.sh makes that environment, and tests/parity/time_peers.py is what runs in it. Both sides take turns, so
-that whatever else the machine does meets both alike.
+launch/parity.sh makes that environment, and tests/parity/time_peers.py, or another script there, is what runs in it.
+Both sides take turns, so that whatever else the machine does meets both alike.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ class Peers:
     def __init__(self, process: subprocess.Popen | None = None, about: Mapping[str, Any] | None = None, missing=""):
         self._process, self.about, self.missing = process, dict(about or {}), missing
 
-    def seconds(self, task: str, settings: Mapping[str, Any]) -> float:
-        """Has a task done once and returns the seconds that it took there.
+    def ask(self, task: str, settings: Mapping[str, Any], wanted: str = "seconds") -> dict[str, Any]:
+        """Has a task done once and returns the answer.
+
+        Args:
+          task: its name. settings: of it.
+          wanted: what the answer must hold.
 
         Raises:
           PeerError: it could not be done; says why.
@@ -53,9 +57,13 @@ class Peers:
             # A process that has ended, or no longer answers as agreed, is asked for nothing more.
             self.missing = str(error)
             raise
-        if "seconds" not in answer:
-            raise PeerError(str(answer.get("error", f"an answer without a time: {answer}")))
-        return float(answer["seconds"])
+        if wanted not in answer:
+            raise PeerError(str(answer.get("error", f"an answer without {wanted}: {answer}")))
+        return answer
+
+    def seconds(self, task: str, settings: Mapping[str, Any]) -> float:
+        """As `ask`; returns the seconds that it took there alone."""
+        return float(self.ask(task, settings)["seconds"])
 
     def close(self) -> None:
         """Ends the process."""
@@ -109,25 +117,74 @@ def start(
       strides: of its blocks.
       inputs: images, class_ids, saliency and scores, see tests/parity/time_peers.py.
     """
+    if interpreter and not weights:
+        return Peers(missing="the peers' network is EfficientNet-Lite0, and this is another")
+    task = {"strides": strides, "threads": usable_cores()}
+    return launch(interpreter, SCRIPT, folder, task, {"weights": weights, "inputs": inputs})
+
+
+def launch(
+    interpreter: str,
+    script: pathlib.Path,
+    folder: pathlib.Path,
+    task: Mapping[str, Any],
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+) -> Peers:
+    """Writes what both sides share and starts a script of tests/parity on it.
+
+    Args:
+      interpreter: as from `find_interpreter`; "": no peers.
+      script: takes the folder, and answers a line of JSON for each line of JSON.
+      folder: where task.json and the arrays are written, and the process's messages, peers.log.
+      task: what JSON can hold.
+      arrays: {name: arrays by name}, each of them NAME.npz.
+    """
     if not interpreter:
         return Peers(missing="no environment of the peers: bash launch/parity.sh install, or --peers=PYTHON")
-    if not weights:
-        return Peers(missing="the peers' network is EfficientNet-Lite0, and this is another")
-    if not SCRIPT.is_file():
-        return Peers(missing="tests/parity/time_peers.py is part of the repository, and this is an installed package")
+    if not script.is_file():
+        return Peers(missing=f"tests/parity/{script.name} is part of the repository, and this is an installed package")
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "weights.npz", **weights)
-    np.savez(folder / "inputs.npz", **inputs)
-    (folder / "task.json").write_text(json.dumps({"strides": strides, "threads": usable_cores()}))
+    for name, contents in arrays.items():
+        np.savez(folder / f"{name}.npz", **contents)
+    (folder / "task.json").write_text(json.dumps(task))
     with (folder / "peers.log").open("w") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-        process = subprocess.Popen([interpreter, str(SCRIPT), str(folder)], text=True, **pipes)
+        process = subprocess.Popen([interpreter, str(script), str(folder)], text=True, **pipes)
     peers = Peers(process)
     try:
         peers.about = _read(process)
     except PeerError as error:
         peers.missing = f"{error}; see {folder / 'peers.log'}"
     return peers
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], float]], repetitions: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Has each side work in turn, and all of them again, after one round that does not count.
+
+    Args:
+      sides: name -> does its work and returns the seconds it took; where it raises `PeerError` it is left out from
+        then on.
+      repetitions: of each.
+
+    Returns:
+      Seconds by name, one number per repetition; and by name why some are missing, of those sides alone.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    missing: dict[str, str] = {}
+    for repetition in range(-1, repetitions):
+        for name, side in sides.items():
+            if name in missing:
+                continue
+            try:
+                taken = side()
+            except PeerError as error:
+                missing[name] = str(error)
+                continue
+            if repetition >= 0:
+                seconds[name].append(taken)
+    return seconds, missing
 
 
 def in_turn(
@@ -143,20 +200,15 @@ def in_turn(
     Returns:
       Seconds of each call of ours, of theirs, and why theirs are fewer; "" where they are not.
     """
-    own, other, missing = [], [], "" if theirs is not None else "no other package does this"
-    for repetition in range(-1, repetitions):
+
+    def timed() -> float:
         started = time.perf_counter()
         jax.block_until_ready(ours())
-        seconds = [time.perf_counter() - started]
-        if not missing:
-            try:
-                seconds.append(theirs())
-            except PeerError as error:
-                missing = str(error)
-        if repetition >= 0:
-            own.append(seconds[0])
-            other += seconds[1:]
-    return own, other, missing
+        return time.perf_counter() - started
+
+    seconds, missing = alternate({"ours": timed} | ({"theirs": theirs} if theirs is not None else {}), repetitions)
+    reason = "no other package does this" if theirs is None else missing.get("theirs", "")
+    return seconds["ours"], seconds.get("theirs", []), reason
 
 
 def _exchange(process: subprocess.Popen, asked: Mapping[str, Any]) -> dict:

@@ -226,6 +226,16 @@ def base_config() -> ml_collections.ConfigDict:
     benchmark.curve_clusters = (20, 40, 80, 160, 320)
     # Banks of masks per point, over which the mean is taken.
     benchmark.curve_repetitions = 2
+    # --what=train with --peers: steps per repetition.
+    benchmark.steps = 1
+    # --what=time_to_masks: how the other side trains, on this config's data; the IoU at .5 of so many validation
+    # images that ends it, seconds of training between two looks and at most, and train examples that it is handed.
+    benchmark.peer_config = "configs/predecessor.py"
+    benchmark.target_iou = 0.5
+    benchmark.validation_size = 200
+    benchmark.check_seconds = 10.0
+    benchmark.limit_seconds = 1800.0
+    benchmark.train_size = 50000
 
     config.lock()
     for free in (config.data.options, config.objective):

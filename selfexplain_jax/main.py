@@ -51,10 +51,13 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     )
     flags.DEFINE_list("classes", [], "--mode=explain: classes to show, name or number (those predicted).", **define)
     flags.DEFINE_string(
-        "what", "all", "--mode=benchmark: pipeline, train, all (both), attribution, metrics, memory, curves.", **define
+        "what",
+        "all",
+        "--mode=benchmark: pipeline, train, all (both), attribution, metrics, memory, curves, time_to_masks.",
+        **define,
     )
     flags.DEFINE_string("json", "", "--mode=benchmark: file for the results (in --workdir).", **define)
-    flags.DEFINE_string("peers", "", "--mode=benchmark: Python with the published implementations.", **define)
+    flags.DEFINE_string("peers", "", "--mode=benchmark: Python with other implementations.", **define)
     flags.DEFINE_string(
         "topology", "", "--mode=compile: TPUs that need not be here, such as v5e:16x16 (docs/scaling.md).", **define
     )

@@ -67,7 +67,8 @@ def open_model(
     evaluate.check_predictor(predictor, info, f"Model {name!r}")
     if (*settings.data.mean, *settings.data.std) != (*config.data.mean, *config.data.std):
         raise UserError(f"Model {name!r} was trained with another config.data.mean or std than the comparison's.")
-    weights = fingerprint((result.state.params, result.state.ema_params, result.state.batch_stats))
+    state = result.state
+    weights = fingerprint((state.params, state.ema_params, state.batch_stats, state.ema_batch_stats))
     return predictor, [source, result.step, weights]
 
 

@@ -115,6 +115,45 @@ def real_time_saliency_recipe(config: ml_collections.ConfigDict, area: float = 1
     return config
 
 
+def predecessor_recipe(
+    config: ml_collections.ConfigDict, *, temperature: float, upper: float, non_target_area: float
+) -> ml_collections.ConfigDict:
+    """Sets objective and optimizer of the Self-Explainer's first implementation, in place.
+
+    Three passes, no evaluator; gates hold the terms back until the class is known. What its description leaves open,
+    the weights of the smoothness and of the area's bounds, is that of `explainer_recipe` for VOC and ResNet-50, and the
+    smoothness opens with the area.
+
+    Args:
+      config: `config.model.mask_stride` is read: call this behind the choice of the network.
+      temperature: of the pool, 2 on synthetic images and 1 on photographs.
+      upper: most of the image that a present class's mask may cover, .8 and .3; the least is .04.
+      non_target_area: weight of the other classes' masks, .3 and .6.
+
+    Returns:
+      The config.
+    """
+    late = {"gate_steepness": 2.0, "gate_offset": 0.2}
+    latest = {"gate_steepness": 5.0, "gate_offset": 0.1}
+    config.model.pooling_temperature = temperature
+    config.model.temperature_steps = 0
+    config.passes.infills = ("zero",)
+    config.passes.weights = "stop_gradient"
+    config.objective = {
+        "classification": {"weight": 1.0},
+        "object": {"weight": 0.5, **late},
+        # Of a softmax, whatever the link.
+        "background": {"weight": 1.0, "form": "entropy", **late},
+        "area_bounds": {"weight": 0.8, "lower": 0.04, "upper": upper, **latest},
+        "area_target": {"weight": 0.1, **latest},
+        "area_non_target": {"weight": non_target_area, **latest},
+        "smoothness": {"weight": 1.0 / config.model.mask_stride, **latest},
+    }
+    _as_published(config.train)
+    config.train.learning_rate, config.train.batch_size = 1e-4, 8
+    return config
+
+
 def _as_published(train: ml_collections.ConfigDict) -> None:
     """Adam at a constant rate, unclipped, batch 16."""
     train.optimizer = "adam"
@@ -203,15 +242,20 @@ def published_explainer_recipe(
     data = config.data.name
     config.explainer.classifier = f"runs/{data}_classifier_{network}"
     config.explainer.classifier_config = f"configs/{data}.py:classifier_{network}"
+    deeplab_network(config)
+    # Maps of 28 x 28 cells, resized to half the image's side, where the paper has the whole.
+    config.model.mask_stride = 2
+    config.evaluation.batch_size = 50
+    return explainer_recipe(config, **weights) if variant == "explainer" else real_time_saliency_recipe(config)
+
+
+def deeplab_network(config: ml_collections.ConfigDict) -> None:
+    """Sets, in place, DeepLab's atrous head on a pretrained ResNet-50, for photos of 224 px."""
     config.data.image_size = 224
     _imagenet_colours(config.data)
     config.model.name, config.model.encoder, config.model.decoder = "encoder_unet", "resnet50", "aspp"
     config.model.pretrained = "imagenet"
     config.model.decoder_width, config.model.output_stride = 256, 8
-    # Maps of 28 x 28 cells, resized to half the image's side, where the paper has the whole.
-    config.model.mask_stride = 2
-    config.evaluation.batch_size = 50
-    return explainer_recipe(config, **weights) if variant == "explainer" else real_time_saliency_recipe(config)
 
 
 def _imagenet_colours(data: ml_collections.ConfigDict) -> None:

@@ -34,6 +34,8 @@ ROOMS = [
     ("compile", "benchmark_peers"),
     ("benchmark_attribution",),
     ("benchmark_curves",),
+    ("benchmark_predecessor",),
+    ("benchmark_time_to_masks",),
     ("benchmark",),
     ("main",),
 ]

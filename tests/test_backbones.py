@@ -4,21 +4,24 @@ import json
 import math
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 from goldens import formula
+from parity.torchvision_names import DEEPLAB
 
 from selfexplain_jax.config import base_config
-from selfexplain_jax.models import MODELS, backbones, build_model, depthwise, pretrained, vgg
+from selfexplain_jax.models import MODELS, backbones, build_model, channels, depthwise, pretrained, vgg
 from selfexplain_jax.models.backbones import BACKBONES
 from selfexplain_jax.models.efficientnet_lite import LITE0, EfficientNetLite
 from selfexplain_jax.models.encoder_unet import EncoderUNet
 from selfexplain_jax.models.resnet import ResNet
 from selfexplain_jax.models.vgg import VGG
 from selfexplain_jax.models.vit import VisionTransformer
+from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.types import DatasetInfo, UserError
 
 GOLDENS = json.loads((pathlib.Path(formula.__file__).with_name(formula.GOLDENS)).read_text())
@@ -189,6 +192,53 @@ def test_depthwise_forms_and_their_gradients_agree(stride, kernel, height, width
         np.testing.assert_allclose(gradient, reference, atol=1e-4)
 
 
+# ---- Channel by channel ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("batch_statistics", [False, True])
+@pytest.mark.parametrize("inputs, outputs", [(3, 5), (5, 3)])
+def test_convolution_and_normalisation_are_flax_own_with_their_gradients(
+    inputs, outputs, batch_statistics, backend, monkeypatch
+):
+    monkeypatch.setattr(channels, "on_cpu", lambda: backend == "cpu")
+    x, upstream = formula.noise("x", (2, 3, 4, inputs)), formula.noise("g", (2, 3, 4, outputs))
+    params = {"scale": 1.0 + 0.1 * formula.noise("scale", (outputs,)), "bias": formula.noise("bias", (outputs,))}
+    kernel = {"kernel": formula.noise("kernel", (inputs, outputs))}
+    stats = {"mean": formula.noise("mean", (outputs,)), "var": 1.0 + np.abs(formula.noise("var", (outputs,)))}
+    conv, norm = channels.PointwiseConv(outputs), channels.BatchNorm(outputs, 0.9, 1e-3)
+
+    def ours(kernel, params, x):
+        variables = {"params": params, "batch_stats": stats}
+        bound = conv.bind({"params": kernel})
+        y, new = norm.apply(variables, bound, x, not batch_statistics, mutable=["batch_stats"])
+        return (y * upstream).sum(), (y, new["batch_stats"])
+
+    def theirs(kernel, params, x):
+        module = nn.BatchNorm(not batch_statistics, momentum=0.9, epsilon=1e-3)
+        variables = {"params": params, "batch_stats": stats}
+        y, new = module.apply(variables, x @ kernel["kernel"], mutable=["batch_stats"])
+        return (y * upstream).sum(), (y, new["batch_stats"])
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(kernel, params, x) for f in (ours, theirs)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+
+
+def test_split_images_are_not_gathered_for_the_gradient_of_a_depthwise_kernel():
+    mesh = mesh_lib.make_mesh()
+    split, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+
+    def gradient(kernel, x, upstream):
+        return jax.vjp(lambda kernel: depthwise.shifted_products(x, kernel, 1), kernel)[1](upstream)[0]
+
+    images, kernel = jax.ShapeDtypeStruct((4, 4, 4, 2), jnp.float32), jax.ShapeDtypeStruct((3, 3, 2), jnp.float32)
+    step = jax.jit(gradient, in_shardings=(everywhere, split, split), out_shardings=everywhere)
+    program = step.lower(kernel, images, images).compile().as_text()
+    assert "all-reduce" in program and "all-gather" not in program
+
+
 # ---- Parity with torchvision -----------------------------------------------------------------------------------------
 
 GOLDEN_MODULES = {
@@ -200,23 +250,6 @@ GOLDEN_MODULES = {
         ResNet(3, (3, 4, 6, 3), True, output_stride=8), SAME, 3, width=256, decoder="aspp", mask_stride=8
     ),
 }
-# Names in torchvision's DeepLab of what lies beside the backbone, which this file alone needs.
-DEEPLAB = (
-    (r"^backbone\.(layer\d+)_(\d+)", r"backbone.\1.\2"),
-    (r"downsample_conv", "downsample.0"),
-    (r"downsample_norm", "downsample.1"),
-    (r"^head\.", "classifier.4."),
-    (r"^atrous_head\.last_conv", "classifier.1"),
-    (r"^atrous_head\.last_norm", "classifier.2"),
-    (r"^atrous_head\.project_conv", "classifier.0.project.0"),
-    (r"^atrous_head\.project_norm", "classifier.0.project.1"),
-    (r"^atrous_head\.image_conv", "classifier.0.convs.4.1"),
-    (r"^atrous_head\.image_norm", "classifier.0.convs.4.2"),
-    (r"^atrous_head\.point_conv", "classifier.0.convs.0.0"),
-    (r"^atrous_head\.point_norm", "classifier.0.convs.0.1"),
-    *((rf"^atrous_head\.atrous{i}_conv", f"classifier.0.convs.{i + 1}.0") for i in range(3)),
-    *((rf"^atrous_head\.atrous{i}_norm", f"classifier.0.convs.{i + 1}.1") for i in range(3)),
-)
 
 
 def their_shape(shape, name):

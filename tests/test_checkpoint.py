@@ -38,7 +38,7 @@ def swept(request):
 
 def make_state(value, width=40):
     params = {"kernel": jnp.arange(width * 50.0).reshape(width, 50) + value, "bias": jnp.full(3, float(value))}
-    state = TrainState(jnp.int32(value), params, {}, OPTIMIZER.init(params), jax.tree.map(jnp.copy, params))
+    state = TrainState(jnp.int32(value), params, {}, OPTIMIZER.init(params), jax.tree.map(jnp.copy, params), {})
     return jax.device_put(state, mesh_lib.replicated(mesh_lib.make_mesh()))
 
 
@@ -105,7 +105,7 @@ def test_restores_state_position_and_seconds_and_keeps_the_newest(tmp_path):
     np.testing.assert_array_equal(next(iterator), batches[4])
 
 
-def test_saved_values_survive_donation(tmp_path):
+def test_saved_values_survive_donation(tmp_path, caplog):
     step = jax.jit(lambda s: s.replace(params=jax.tree.map(lambda x: x + 1, s.params)), donate_argnums=0)
     store, state = checkpoint.CheckpointStore(str(tmp_path), tiny_config(keep_checkpoints=9)), make_state(0)
     for number in range(1, 6):
@@ -114,6 +114,8 @@ def test_saved_values_survive_donation(tmp_path):
     store.close()
     restored = checkpoint.CheckpointStore(str(tmp_path), tiny_config(), read_only=True).restore(abstract(make_state(0)))
     np.testing.assert_array_equal(restored.state.params["bias"], np.full(3, 5.0))
+    # Opened to be read, as was asked: nothing to warn of.
+    assert "read_only" not in caplog.text and "read only" not in caplog.text
 
 
 def flip(path):

@@ -35,6 +35,24 @@ def test_loops_count_as_often_as_they_run(function, products):
     assert costs.operations(function, jnp.asarray(MATRIX)) == pytest.approx(products * PRODUCT, rel=0.01)
 
 
+def test_contractions_count_each_weight_at_each_cell_as_pytorch_does():
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
+    # 2 images of 4 x 4 cells; each sees 3 x 3 x 3 numbers through 5 channels, those of the padding too.
+    forward = 2 * 2 * 4 * 4 * 3 * 3 * 3 * 5
+    assert costs.contractions(convolve, x, kernel) == forward
+    # Its gradients are as much each: of the input, with zeros between the cells, and of the kernel.
+    gradients = jax.grad(lambda x, kernel: convolve(x, kernel).sum(), argnums=(0, 1))
+    assert costs.contractions(gradients, x, kernel) == 2 * forward
+    assert costs.contractions(jax.grad(lambda x, kernel: convolve(x, kernel).sum()), x, kernel) == forward
+    assert costs.contractions(three_times_five_times, jnp.asarray(MATRIX)) == 16 * PRODUCT
+    assert costs.contractions(jax.jit(jnp.matmul), jnp.ones((4, 2, 3)), jnp.ones((4, 3, 5))) == 2 * 4 * 2 * 3 * 5
+
+
 def test_memory_is_what_a_call_needs_beside_its_arguments():
     def through_a_large_array(x):
         return jnp.sort(jnp.outer(x, x), axis=0).sum(axis=1)

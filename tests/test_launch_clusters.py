@@ -62,7 +62,7 @@ def launch(tmp_path):
 
 
 def test_every_script_that_starts_a_run_is_tested():
-    others = {"arguments.sh", "setup.sh", "test.sh", "parity.sh", "local.sh", "docs.sh"}
+    others = {"arguments.sh", "setup.sh", "test.sh", "parity.sh", "local.sh", "docs.sh", "reproduce.sh"}
     assert {file.name for file in (ROOT / "launch").glob("*.sh")} == set(ENOUGH) | others
 
 

@@ -96,9 +96,13 @@ def test_run_logs_every_term_and_the_masks_to_tensorboard(uninterrupted):
     assert any("mask" in tag for tag in seen)
 
 
-def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tmp_path, uninterrupted):
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tmp_path, uninterrupted, capsys):
     result, workdir = uninterrupted
     again = loop.train(tiny_config(), str(tmp_path / "again"))
+    told = capsys.readouterr().err
+    # Who waits for the second program to compile is told so, and the rate does not count it.
+    assert "From step 2 on: all passes, a slower step, which is compiled now." in told
+    assert told.count("First step after") == 2
     assert_same_bytes(again.state, result.state)
     assert metrics_of(tmp_path / "again") == metrics_of(workdir)
     config = tiny_config()

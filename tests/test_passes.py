@@ -296,9 +296,10 @@ def test_evaluator_pass_always_trains_the_weights_and_never_the_masks(setting, w
 
     def score(params, masks):
         outputs = {"target_mask": masks}
-        apply = lambda weights, images: model.apply({"params": weights}, images)[0]  # noqa: E731
-        frozen = jax.lax.stop_gradient(params)
-        return passes.explanation_passes(apply, params, frozen, outputs, batch, config, RNG)["evaluator_scores"].sum()
+        apply = lambda variables, images: model.apply(variables, images)[0]  # noqa: E731
+        live = {"params": params}
+        frozen = jax.lax.stop_gradient(live)
+        return passes.explanation_passes(apply, live, frozen, outputs, batch, config, RNG)["evaluator_scores"].sum()
 
     masks = np.full((BATCH, 4, 4), 0.3, np.float32)
     of_weights, of_masks = jax.jit(jax.grad(score, argnums=(0, 1)))(state.params, masks)

@@ -14,7 +14,7 @@ from selfexplain_jax.models import build_model
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training import steps
 from selfexplain_jax.training.optimizer import build_optimizer
-from selfexplain_jax.training.state import create_state, make_predictor
+from selfexplain_jax.training.state import create_state, evaluated_variables, make_predictor
 from selfexplain_jax.types import DatasetInfo
 
 SIZE, BATCH, CLASSES = 16, 4, 3
@@ -125,6 +125,23 @@ def test_moving_average_follows_the_parameters(full):
         expected = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema_params, after.params)  # noqa: B023
         assert_close(after.ema_params, expected, rtol=1e-4, atol=1e-6)
         state = after
+
+
+def test_averaged_parameters_have_averaged_statistics():
+    config = tiny_config(norm="batch", ema_decay=0.3)
+    step, state = build(config)
+    for decay in (0.1, 2 / 11):
+        after, _ = step(state, fake_batch())
+        expected = jax.tree.map(
+            lambda a, b: decay * a + (1 - decay) * b,  # noqa: B023
+            state.ema_batch_stats,
+            after.batch_stats,
+        )
+        assert_close(after.ema_batch_stats, expected, rtol=1e-4, atol=1e-6)
+        assert differs(after.ema_batch_stats, after.batch_stats)
+        state = after
+    config.passes.evaluate_ema = True
+    assert evaluated_variables(config, state) == {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
 
 
 def test_padding_changes_nothing(full):

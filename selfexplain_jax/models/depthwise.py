@@ -7,6 +7,7 @@ loop over the output. On accelerators the plain grouped convolution is right.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.models.backend import on_cpu
+from selfexplain_jax.models.channels import multiplied
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -62,29 +64,38 @@ def _backward(stride, saved, gradient):
     return _input_gradient(gradient, kernel, stride, x.shape), _kernel_gradient(gradient, x, kernel.shape[0], stride)
 
 
+def _groups(images: jax.Array) -> jax.Array:
+    """[B, ...] as [G, B / G, ...], G a device each: a loop over images that are split over devices gathers them all."""
+    groups = math.gcd(images.shape[0], jax.device_count())
+    return images.reshape(groups, -1, *images.shape[1:])
+
+
 def _kernel_gradient(gradient, x, size, stride):
     """sum over images and cells of y's gradient times the input that each tap saw: [k, k, K].
 
-    Row by row into one accumulator per tap, [w, K], so that nothing is reduced before the end: XLA's reduction of a
+    Row by row into one accumulator per tap, [G, w, K], so that nothing is reduced before the end: XLA's reduction of a
     product over all but the last axis takes twenty times as long on CPU.
     """
-    batch, height, width, channels = gradient.shape
-    padded = pad_same(x, size, stride)
+    height, width, channels = gradient.shape[1:]
+    padded, gradient = _groups(pad_same(x, size, stride)), _groups(gradient)
+    groups, images = gradient.shape[:2]
     taps = [(i, j) for i in range(size) for j in range(size)]
 
     def add_row(n, sums):
         image, row = n // height, n % height
-        rows = jax.lax.dynamic_slice(padded, (image, row * stride, 0, 0), (1, size, *padded.shape[2:]))
-        rows = rows.reshape(size, -1, channels)  # [k, W + padding, K]
-        upstream = jax.lax.dynamic_slice(gradient, (image, row, 0, 0), (1, 1, width, channels)).reshape(width, channels)
+        window = (groups, 1, size, *padded.shape[3:])
+        rows = jax.lax.dynamic_slice(padded, (0, image, row * stride, 0, 0), window)
+        rows = rows.reshape(groups, size, -1, channels)  # [G, k, W + padding, K]
+        upstream = jax.lax.dynamic_slice(gradient, (0, image, row, 0, 0), (groups, 1, 1, width, channels))
+        upstream = upstream.reshape(groups, width, channels)
         last = (width - 1) * stride + 1
-        seen = [rows[i, j : j + last : stride] for i, j in taps]  # [w, K] each
+        seen = [rows[:, i, j : j + last : stride] for i, j in taps]  # [G, w, K] each
         return tuple(total + cells * upstream for total, cells in zip(sums, seen, strict=True))
 
     # Sums of so many terms are float32 whatever the terms are.
-    zeros = tuple(jnp.zeros((width, channels), jnp.float32) for _ in taps)
-    sums = jax.lax.fori_loop(0, batch * height, add_row, zeros)
-    total = jnp.stack([total.sum(axis=0) for total in sums]).reshape(size, size, channels)  # [k, k, K]
+    zeros = tuple(jnp.zeros((groups, width, channels), jnp.float32) for _ in taps)
+    sums = jax.lax.fori_loop(0, images * height, add_row, zeros)
+    total = jnp.stack([total.sum(axis=(0, 1)) for total in sums]).reshape(size, size, channels)  # [k, k, K]
     return total.astype(gradient.dtype)
 
 
@@ -150,10 +161,10 @@ class DepthwiseConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, K] to [B, ceil(H / stride), ceil(W / stride), K]."""
+    def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
+        """[B, H, W, K] to [B, ceil(H / stride), ceil(W / stride), K]; `factor` [K], if any, multiplies the result."""
         shape = (self.size, self.size, x.shape[-1])
         # The fan-in of a channel is its own k x k cells.
         initial = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=())
         kernel = self.param("kernel", initial, shape)
-        return depthwise_convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        return depthwise_convolution(x.astype(self.dtype), multiplied(kernel, factor).astype(self.dtype), self.stride)

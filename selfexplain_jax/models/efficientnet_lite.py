@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from selfexplain_jax.models.channels import BatchNorm, PointwiseConv, multiplied
 from selfexplain_jax.models.depthwise import DepthwiseConv
 
 EPSILON, MOMENTUM = 1e-3, 0.99
@@ -37,6 +38,20 @@ LITE0 = (
 STEM_CHANNELS, TOP_CHANNELS = 32, 1280
 
 
+class StemConv(nn.Module):
+    """3x3 convolution of stride 2, "SAME" padding, no bias."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
+        """[B, H, W, K] to [B, ceil(H / 2), ceil(W / 2), features]; `factor` [features], if any, multiplies it."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), multiplied(kernel, factor).astype(self.dtype)
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 class InvertedResidual(nn.Module):
     """1x1 to `expansion` times the channels, depthwise k x k, 1x1 to `channels`; plus the input where shapes agree."""
 
@@ -50,21 +65,20 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, K] to [B, ceil(H / stride), ceil(W / stride), channels]."""
+        averages = not train or self.frozen_norm
 
-        def norm(name):
-            averages = not train or self.frozen_norm
-            return nn.BatchNorm(averages, momentum=MOMENTUM, epsilon=EPSILON, dtype=self.dtype, name=name)
+        def step(name, conv, channels, h):
+            return BatchNorm(channels, MOMENTUM, EPSILON, name=f"{name}_norm")(conv, h, averages)
 
         def dense(name, channels):
-            return nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)
+            return PointwiseConv(channels, self.dtype, name=f"{name}_conv")
 
-        h = x
+        h, wide = x, self.expansion * x.shape[-1]
         if self.expansion != 1:
-            h = dense("expand_conv", self.expansion * x.shape[-1])(h)
-            h = nn.relu6(norm("expand_norm")(h))
-        h = DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")(h)
-        h = nn.relu6(norm("depthwise_norm")(h))
-        h = norm("project_norm")(dense("project_conv", self.channels)(h))
+            h = nn.relu6(step("expand", dense("expand", wide), wide, h))
+        depthwise = DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")
+        h = nn.relu6(step("depthwise", depthwise, wide, h))
+        h = step("project", dense("project", self.channels), self.channels, h)
         return x + h if h.shape == x.shape else h
 
 
@@ -87,8 +101,8 @@ class EfficientNetLite(nn.Module):
     strides = (2, 4, 8, 16, 32)
 
     def setup(self):
-        self.stem_conv = nn.Conv(STEM_CHANNELS, (3, 3), (2, 2), use_bias=False, dtype=self.dtype)
-        self.stem_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON, dtype=self.dtype)
+        self.stem_conv = StemConv(STEM_CHANNELS, self.dtype)
+        self.stem_norm = BatchNorm(STEM_CHANNELS, MOMENTUM, EPSILON)
         self.block = [
             InvertedResidual(
                 stage.kernel,
@@ -101,8 +115,8 @@ class EfficientNetLite(nn.Module):
             for stage in self.stages
             for i in range(stage.blocks)
         ]
-        self.top_conv = nn.Dense(TOP_CHANNELS, use_bias=False, dtype=self.dtype)
-        self.top_norm = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON, dtype=self.dtype)
+        self.top_conv = PointwiseConv(TOP_CHANNELS, self.dtype)
+        self.top_norm = BatchNorm(TOP_CHANNELS, MOMENTUM, EPSILON)
         self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
 
     def encode(
@@ -113,7 +127,7 @@ class EfficientNetLite(nn.Module):
         Features in `given`, by these names, stand in for those computed.
         """
         averages, given = not train or self.frozen_norm, given or {}
-        x = nn.relu6(self.stem_norm(self.stem_conv(images), use_running_average=averages))
+        x = nn.relu6(self.stem_norm(self.stem_conv, images, averages))
         stride, endpoints = 2, {}
         for block, following in zip(self.block, [*self.block[1:], None], strict=True):
             stride *= block.stride
@@ -139,4 +153,4 @@ class EfficientNetLite(nn.Module):
 
     def _top(self, endpoints, train):
         averages = not train or self.frozen_norm
-        return nn.relu6(self.top_norm(self.top_conv(endpoints["stride32"]), use_running_average=averages))
+        return nn.relu6(self.top_norm(self.top_conv, endpoints["stride32"], averages))

@@ -226,8 +226,15 @@ def _open(directory: pathlib.Path, read_only: bool, keep: int | None = None) -> 
         "config": ocp.JsonCheckpointHandler(),
         "progress": ocp.JsonCheckpointHandler(),
     }
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
-    return ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
+    verbosity = logging.get_verbosity()
+    if read_only:
+        # Orbax warns that the folder is read only, which was asked for and reads like a fault of the disk.
+        logging.set_verbosity(logging.ERROR)
+    try:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
+        return ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def saved_config(workdir: str) -> ml_collections.ConfigDict:

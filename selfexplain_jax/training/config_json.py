@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -79,28 +79,36 @@ def check_same_config(saved: Mapping, present: Mapping, where: str) -> None:
     Raises:
       UserError: lists each field that differs, with both values.
     """
-    saved, present = _flat(saved), _flat(present)
+    differing = differing_fields(saved, present, MAY_CHANGE)
+    if differing:
+        raise UserError(
+            f"{where} was made with another configuration:\n"
+            + "\n".join(f"  {line}" for line in differing)
+            + "\nUse another --workdir for this configuration, or the configuration of the checkpoint to go on with it."
+        )
+
+
+def differing_fields(saved: Mapping, present: Mapping, may_change: Sequence[str]) -> list[str]:
+    """Returns "FIELD: VALUE there, VALUE now" for each field that differs and that `may_change` does not name.
+
+    A field of `saved` that is missing, because it is younger, counts as having had its default.
+
+    Args:
+      saved, present: configurations, as from `jsonable`.
+      may_change: fields, or groups of fields, that are not looked at.
+    """
     younger = {
         name: value
         for name, value in _flat(jsonable(base_config())).items()
         if not any(name.startswith(group + ".") for group in FREE_GROUPS)
     }
-    saved = younger | saved
-    differing = [
-        name
+    saved, present = younger | _flat(saved), _flat(present)
+    return [
+        f"{name}: {saved.get(name, _ABSENT)!r} there, {present.get(name, _ABSENT)!r} now"
         for name in sorted(saved.keys() | present.keys())
         if saved.get(name, _ABSENT) != present.get(name, _ABSENT)
-        and not any(name == free or name.startswith(free + ".") for free in MAY_CHANGE)
+        and not any(name == free or name.startswith(free + ".") for free in may_change)
     ]
-    if differing:
-        lines = [
-            f"  {name}: {saved.get(name, _ABSENT)!r} there, {present.get(name, _ABSENT)!r} now" for name in differing
-        ]
-        raise UserError(
-            f"{where} was made with another configuration:\n"
-            + "\n".join(lines)
-            + "\nUse another --workdir for this configuration, or the configuration of the checkpoint to go on with it."
-        )
 
 
 def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -134,7 +134,8 @@ class _Run:
         self._progress = Progress(experiment.config.train.steps, start)
         # (step, logs on the device) since the last line that was logged.
         self._history: list[tuple[int, dict[str, jax.Array]]] = []
-        self._rate_since: tuple[float, int] | None = None
+        self._rate_since: tuple[float, int] | None = None  # None: the program is yet to be compiled, which is no rate.
+        self._program_since = self._started
         # Also where the parameters are split over hosts, each of them sees all the answers.
         self._finite_leaves = jax.jit(finite_leaves, out_shardings=mesh_lib.replicated(mesh))
         self._run_ahead = 0 if jax.default_backend() == "cpu" else RUN_AHEAD
@@ -161,6 +162,9 @@ class _Run:
         while self.step < train.steps:
             batch = mesh_lib.to_global(next(self._iterator), self._mesh)
             step = full_step if self.step >= explanations_from else early_step
+            if self._start < self.step == explanations_from:
+                self._rate_since, self._program_since = None, time.monotonic()
+                self._progress.say(f"From step {self.step + 1} on: all passes, a slower step, which is compiled now.")
             state, logs = step(state, batch, *self._frozen)
             self.step += 1
             self._history.append((self.step, logs))
@@ -199,7 +203,8 @@ class _Run:
         """Keeps the host from running ahead without end; on CPU, where steps share the threads, not at all."""
         if self._rate_since is None:
             jax.block_until_ready(self._history[-1][1])
-            self._progress.say(f"First step after {time.monotonic() - self._started:.1f} s, compilation included.")
+            seconds = time.monotonic() - self._program_since
+            self._progress.say(f"First step after {seconds:.1f} s, compilation included.")
             self._rate_since = (time.monotonic(), self.step)
         elif len(self._history) > self._run_ahead:
             jax.block_until_ready(self._history[-1 - self._run_ahead][1])

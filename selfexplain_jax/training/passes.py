@@ -156,8 +156,11 @@ def evaluator_mask(names: tuple[str, ...], masks: jax.Array, rng: jax.Array) -> 
     return jnp.select([kind == i for i in range(len(names))], [made[name]() for name in names])
 
 
-def explanation_passes(apply, params, frozen, outputs: dict, batch: dict, config, rng: jax.Array) -> dict:
-    """Object and background pass as one batch, and the evaluator pass; what no term asks for is left out."""
+def explanation_passes(apply, live, frozen, outputs: dict, batch: dict, config, rng: jax.Array) -> dict:
+    """Object and background pass as one batch (with `frozen`), and the evaluator pass (with `live` variables).
+
+    What no term asks for is left out.
+    """
     passes, objective = config.passes, config.objective
     images, label = batch["image"], batch["label"]
     size = images.shape[1]
@@ -167,9 +170,9 @@ def explanation_passes(apply, params, frozen, outputs: dict, batch: dict, config
     filling = masking.random_infill(passes.infills, images, infill_key, target)
     parts, results = {}, {}
     if "object" in objective:
-        masks, shown, valid = object_masks(outputs, label, passes.classes_per_image, size, object_key)
+        masks, isolated, valid = object_masks(outputs, label, passes.classes_per_image, size, object_key)
         parts["object"] = masking.isolate(images[:, None], harden(masks), filling[:, None])  # [B, K, H, W, 3]
-        results |= {"object_label": shown, "object_valid": valid}
+        results |= {"object_label": isolated, "object_valid": valid}
     if "background" in objective:
         parts["background"] = masking.isolate(images, 1.0 - harden(target), filling)[:, None]  # [B, 1, H, W, 3]
     if parts:
@@ -185,7 +188,7 @@ def explanation_passes(apply, params, frozen, outputs: dict, batch: dict, config
         mask = evaluator_mask(tuple(passes.evaluator_masks), target, evaluator_key)
         # The same draw, but where a filling would show what the image's own mask, and with it its label, has cut out.
         filling = masking.random_infill(passes.infills, images, infill_key, target, own=False)
-        results["evaluator_scores"] = apply(params, masking.isolate(images, mask, filling))
+        results["evaluator_scores"] = apply(live, masking.isolate(images, mask, filling))
     return results
 
 
@@ -234,10 +237,10 @@ def run_passes(
         )
         return scores, endpoints.get("logit_maps"), updates
 
-    def scores_pass(weights, images):
+    def scores_pass(variables, images):
         if classify is not None:
             return classify(images)
-        return model.apply(variables_of(weights, state.batch_stats), images, train=False, temperature=temperature)[0]
+        return model.apply(variables, images, train=False, temperature=temperature)[0]
 
     scores, logit_maps, updates = rematerialised(image_pass, how)(params, batch["image"])
     apply = rematerialised(scores_pass, how)
@@ -246,11 +249,12 @@ def run_passes(
         outputs = {"scores": classify(batch["image"])} if needs_scores(config) else {}
     if config.method != "classifier":
         outputs |= mask_outputs(logit_maps, batch["image"], batch["label"])
+    live = variables_of(params, state.batch_stats)
     frozen = {
-        "live": lambda: params,
-        "stop_gradient": lambda: jax.lax.stop_gradient(params),
-        "ema": lambda: state.ema_params,
+        "live": lambda: live,
+        "stop_gradient": lambda: jax.lax.stop_gradient(live),
+        "ema": lambda: variables_of(state.ema_params, state.ema_batch_stats),
     }[config.passes.weights]()
     if explain:
-        outputs |= explanation_passes(apply, params, frozen, outputs, batch, config, rng)
+        outputs |= explanation_passes(apply, live, frozen, outputs, batch, config, rng)
     return outputs, updates.get("batch_stats", state.batch_stats)

@@ -23,7 +23,8 @@ class TrainState(flax.struct.PyTreeNode):
     """All that a checkpoint must hold of the computation; random numbers come from the config's seed and `step`.
 
     step: int32 scalar, micro-batches seen. params, batch_stats: the network's variables (batch_stats may be empty).
-    opt_state: Optax's. ema_params: exponential moving average of params.
+    opt_state: Optax's. ema_params, ema_batch_stats: exponential moving averages of both; averaged parameters under
+    the statistics of the present ones would be normalised by what other weights have put out.
     """
 
     step: jax.Array
@@ -31,6 +32,7 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     ema_params: Any
+    ema_batch_stats: Any
 
 
 def variables_of(params: Any, batch_stats: Any) -> dict:
@@ -42,13 +44,14 @@ def create_state(config, model, optimizer: optax.GradientTransformation, rng: ja
     """The state at step 0; pure, so it works under `jax.eval_shape` and `jax.jit`."""
     size = config.data.image_size
     variables = model.init(rng, jnp.zeros((1, size, size, 3)), train=False)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params),
+        ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
     )
 
 
@@ -108,6 +111,7 @@ def initial_state(config, create: Callable[[jax.Array], TrainState], abstract: T
         params=jax.tree.map(put, params, state.params),
         batch_stats=jax.tree.map(put, batch_stats, state.batch_stats),
         ema_params=jax.tree.map(put, params, state.ema_params),
+        ema_batch_stats=jax.tree.map(put, batch_stats, state.ema_batch_stats),
     )
 
 
@@ -174,8 +178,10 @@ def bind(function: Callable, model, variables: dict, *leading) -> Callable:
 
 
 def evaluated_variables(config, state: TrainState) -> dict:
-    """The variables to evaluate with: averaged parameters if `config.passes.evaluate_ema`."""
-    return variables_of(state.ema_params if config.passes.evaluate_ema else state.params, state.batch_stats)
+    """The variables to evaluate with: the averages if `config.passes.evaluate_ema`."""
+    if config.passes.evaluate_ema:
+        return variables_of(state.ema_params, state.ema_batch_stats)
+    return variables_of(state.params, state.batch_stats)
 
 
 def make_predictor(

@@ -11,7 +11,7 @@ import optax
 from selfexplain_jax.models import masking
 from selfexplain_jax.objectives.compose import total_objective
 from selfexplain_jax.training.passes import EXPLANATION_TERMS, run_passes
-from selfexplain_jax.training.state import TrainState, variables_of
+from selfexplain_jax.training.state import TrainState, evaluated_variables
 
 
 def is_correct(scores: jax.Array, label: jax.Array) -> jax.Array:
@@ -110,8 +110,9 @@ def train_step(
     # The average starts at the initial weights; the ramp lets it forget them.
     decay = jnp.minimum(config.passes.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
+    ema_batch_stats = optax.incremental_update(batch_stats, state.ema_batch_stats, 1.0 - decay)
     logs |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), logs
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params, ema_batch_stats), logs
 
 
 def put_together(state: TrainState, places: TrainState, config) -> TrainState:
@@ -136,9 +137,8 @@ def mask_pictures(state: TrainState, batch: dict, *, config, model) -> dict[str,
     Returns:
       image, object, background [B, H, W, 3] in [0, 1]; target_mask, non_target_mask [B, H, W] in [0, 1].
     """
-    params = state.ema_params if config.passes.evaluate_ema else state.params
     images, label = batch["image"], batch["label"]
-    logit_maps = model.apply(variables_of(params, state.batch_stats), images, train=False)[1]["logit_maps"]
+    logit_maps = model.apply(evaluated_variables(config, state), images, train=False)[1]["logit_maps"]
     target = masking.target_mask(logit_maps, label, images.shape[1])
     return {
         "image": denormalise(images, config),

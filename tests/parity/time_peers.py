@@ -15,13 +15,10 @@ is PyTorch's fastest form on CPUs.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import pathlib
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from unittest import mock
 
@@ -29,6 +26,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from answering import serve, version_of  # noqa: E402
 from efficientnet_lite import Lite  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -192,36 +190,16 @@ def seconds_of(given: Given, task: str, settings: dict) -> float:
     return time.perf_counter() - started
 
 
-def version_of(package: str) -> str | None:
-    """Of an installed package; None where there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def main():
-    """Reads tasks and writes times until there are no more."""
-    # What the packages print goes to standard error.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    warnings.simplefilter("ignore")
-
-    def answer(what: dict):
-        print(json.dumps(what), file=answers, flush=True)
-
-    given = Given(pathlib.Path(sys.argv[1]))
-    versions = {package: version_of(package) for package in PACKAGES}
-    difference = given.score_difference()
-    answer({"versions": versions, "threads": torch.get_num_threads(), "score_difference": difference})
-    for line in iter(sys.stdin.readline, ""):
-        if not line.strip():
-            return
-        asked = json.loads(line)
-        try:
-            answer({"seconds": seconds_of(given, asked["task"], asked["settings"])})
-        except Exception as error:  # Whatever goes wrong in somebody's package is this task's answer.
-            answer({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
+def begin(folder: pathlib.Path) -> tuple[dict, Callable[[str, dict], dict]]:
+    """What runs here, and what does a task."""
+    given = Given(folder)
+    about = {
+        "versions": {package: version_of(package) for package in PACKAGES},
+        "threads": torch.get_num_threads(),
+        "score_difference": given.score_difference(),
+    }
+    return about, lambda task, settings: {"seconds": seconds_of(given, task, settings)}
 
 
 if __name__ == "__main__":
-    main()
+    serve(begin)

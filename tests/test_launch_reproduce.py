@@ -1,0 +1,133 @@
+"""launch/reproduce.sh with a stand-in for Python: which runs it starts, which it leaves out, what it refuses."""
+
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+from selfexplain_jax.report.stored import read_stored
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Writes one line per call. What has a results.json is finished; a training makes one. FAIL is its exit code.
+FAKE_PYTHON = """#!/usr/bin/env bash
+printf '%s|' "$@" >>"$CALLS"
+printf '\\n' >>"$CALLS"
+case "$*" in
+  *"reproduce finished"*) if [[ -e "$4/results.json" ]]; then exit 0; fi; exit 3 ;;
+  *"reproduce compare"*) exit "${DIFFERS:-0}" ;;
+  *selfexplain_jax.main*)
+    for argument in "$@"; do
+      if [[ "$argument" == --workdir=* ]]; then mkdir -p "${argument#*=}"; touch "${argument#*=}/results.json"; fi
+    done
+    exit "${FAIL:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def reproduce(tmp_path):
+    """reproduce(*arguments, **variables) -> (the finished process, the calls of Python but those of pip)."""
+    calls, python = tmp_path / "calls", tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+
+    def run(*arguments, **variables):
+        calls.write_text("")
+        kept = {name: value for name, value in os.environ.items() if name != "TFDS_DATA_DIR"}
+        own = {"CALLS": str(calls), "SELFEXPLAIN_VENV": str(tmp_path / "venv")}
+        done = subprocess.run(
+            ["bash", str(ROOT / "launch" / "reproduce.sh"), *arguments],
+            env=kept | own | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+        )
+        return done, [call for call in calls.read_text().splitlines() if "|pip|" not in call]
+
+    return run
+
+
+def test_its_rows_are_the_stored_ones():
+    text = (ROOT / "launch" / "reproduce.sh").read_text()
+    listed = re.findall(r'^  "(\S+) (\S+) (\S+) (\S+)"$', text, re.MULTILINE)
+    stored = [
+        (row.table, row.name, row.config, ",".join(str(run.seed) for run in row.runs))
+        for row in read_stored().values()
+        if not row.superseded
+    ]
+    assert listed == stored, "rows of launch/reproduce.sh and of docs/results.json must be the same, in one order"
+    hours = float(re.search(r"([\d.]+) hours of training", text).group(1))
+    minutes = sum(run.minutes for row in read_stored().values() if not row.superseded for run in row.runs)
+    assert hours == pytest.approx(minutes / 60, abs=0.06)
+
+
+def test_rows_are_run_each_seed_and_then_compared(reproduce, tmp_path):
+    done, calls = reproduce("synthetic", "texture", "--runs=my runs")
+    assert done.returncode == 0, done.stderr
+    trained = [call for call in calls if "|selfexplain_jax.main|" in call]
+    texture = f"--config={ROOT}/configs/synthetic.py:texture|--workdir=my runs/texture_seed0|--config.seed=0|"
+    assert len(trained) == 4 and trained[3] == f"-m|selfexplain_jax.main|{texture}"
+    assert "--workdir=my runs/synthetic_seed2|--config.seed=2|" in trained[2]
+    assert calls[-1] == "-m|selfexplain_jax.report.reproduce|compare|my runs|synthetic|texture|"
+    # What is finished is not run again.
+    (tmp_path / "my runs" / "synthetic_seed1" / "results.json").unlink()
+    done, calls = reproduce("synthetic", "texture", "--runs=my runs")
+    assert [call for call in calls if "|selfexplain_jax.main|" in call] == [trained[1]]
+    assert "Row texture, seed 0: finished before, in my runs/texture_seed0." in done.stderr
+
+
+def test_a_difference_is_the_exit_code_and_a_failed_run_is_another(reproduce):
+    assert reproduce("texture", "--runs=runs", DIFFERS="1")[0].returncode == 1
+    for code, expected in (("1", 2), ("143", 143)):
+        done, calls = reproduce("shape", f"--runs=runs{code}", FAIL=code)
+        assert done.returncode == expected and "compare" not in calls[-1]
+
+
+def test_other_seeds(reproduce):
+    done, calls = reproduce("texture", "--seeds=3,4", "--runs=runs")
+    assert [call.split("|")[-2] for call in calls if "|selfexplain_jax.main|" in call] == [
+        "--config.seed=3",
+        "--config.seed=4",
+    ]
+
+
+def test_mnist_is_left_out_and_said_to_be_where_it_is_not_prepared(reproduce, tmp_path):
+    done, _ = reproduce("main", "--dry-run")
+    assert done.returncode == 0 and "mnist.py" not in done.stdout
+    assert "Row canvas is left out: it needs MNIST" in done.stderr
+    assert done.stdout.splitlines()[-1].endswith("multi canvas mnist"), "the comparison says that they are missing"
+    (tmp_path / "data" / "mnist").mkdir(parents=True)
+    for done, _ in (
+        reproduce("mnist", "--dry-run", "--data_dir=data"),
+        reproduce("mnist", "--dry-run", TFDS_DATA_DIR="data"),
+    ):
+        assert done.returncode == 0 and "--config.data.data_dir=data" in done.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("nosuch", "there is no row nosuch. Choose among: main ablation other synthetic texture"),
+        ("--seeds=a", "seeds are whole numbers with commas between"),
+        ("--config.train.steps=3", "do not know --config.train.steps=3"),
+        ("mnist", "row mnist needs MNIST"),
+        ("--data_dir=nowhere", ""),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(reproduce, argument, message):
+    done, calls = reproduce("mnist", argument)
+    assert done.returncode == 2 and not calls
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_dry_run_makes_nothing(reproduce, tmp_path):
+    done, calls = reproduce("--dry-run", "ablation")
+    assert done.returncode == 0 and not calls
+    rows = [row for row in read_stored().values() if row.table == "ablation" and not row.superseded]
+    assert len(done.stdout.splitlines()) == len(rows) + 1 and "launch/local.sh --config=" in done.stdout

@@ -1,0 +1,110 @@
+"""What the README shows in Python runs as it stands there, on the smallest networks that it can be shown on."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfexplain_jax import attribution, config, data, main, models, objectives
+from selfexplain_jax.compile import abstract_batch, abstract_state
+from selfexplain_jax.training import loop
+from selfexplain_jax.training import mesh as mesh_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+REGISTRIES = (data.DATASETS, models.MODELS, attribution.METHODS, objectives.TERMS)
+
+
+def blocks(title, language="python"):
+    """The blocks of code below a heading."""
+    section = README.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with the README's mine.py, photos and labels; what it registers is taken back."""
+    for registry in REGISTRIES:
+        for name, value in dict(registry).items():
+            monkeypatch.setitem(registry, name, value)
+    before = [set(registry) for registry in REGISTRIES]
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "mine.py").write_text("\n\n".join(blocks("Bring your own data, network, method and loss")))
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "photos.npy", rng.integers(0, 255, (40, 64, 64, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", rng.integers(0, 2, 40))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for registry, names in zip(REGISTRIES, before, strict=True):
+        for name in set(registry) - names:
+            del registry[name]
+
+
+def test_own_data_network_method_and_loss(own):
+    settings = config.load_config("mine.py")
+    settings.data.data_dir = str(own)
+    experiment, mesh = loop.build(settings), mesh_lib.make_mesh()
+    assert experiment.dataset.info.class_names == ("cat", "dog") and len(experiment.dataset.source("test")) == 20
+    assert experiment.dataset.source("train")[0]["label"].sum() == 1
+    batch = abstract_batch(settings, experiment.dataset.info.num_classes, mesh)
+    _, logs = jax.eval_shape(loop.make_step(experiment, mesh), abstract_state(experiment, mesh), batch)
+    assert "term/my_loss" in logs
+    predictor = attribution.build_predictor(lambda images: images[:, 0, 0, :2], class_names=2, image_size=8)
+    maps = attribution.build_method("my_method")(predictor, -jnp.ones((2, 8, 8, 3)), jnp.zeros((2, 3), int))
+    assert maps.shape == (2, 3, 8, 8) and (maps == 1).all()
+
+
+@pytest.mark.slow
+# How ml_collections loads a config file.
+@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+def test_own_parts_are_trained_and_evaluated_by_the_command(own):
+    small = ["--config.train.steps=3", "--config.train.warmup_steps=1", "--config.train.batch_size=4"]
+    small += ["--config.evaluation.audit=False", "--config.data.data_dir=.", "--workdir=run"]
+    assert main.run(["main", "--config=mine.py", *small]) == 0
+    assert (own / "run" / "report.html").is_file()
+
+
+def test_each_part_of_ones_own_takes_a_handful_of_lines():
+    _, *parts = blocks("Bring your own data, network, method and loss")
+    assert len(parts) == 4
+    for part in parts:
+        lines = [line for line in part.splitlines() if line.strip() and not line.strip().startswith("#")]
+        # About five, the definition, and the line that names it.
+        assert len(lines) <= 8, part
+
+
+def test_photos_are_explained_in_five_lines(tmp_path, monkeypatch):
+    (block,) = blocks("Explain your own photos")
+    assert len([line for line in block.splitlines() if line and "import" not in line]) <= 5
+    small = config.load_config(str(ROOT / "configs" / "synthetic.py"))
+    small.data.image_size, small.model.widths, small.model.edge_distances = 32, (8,), ()
+    monkeypatch.setattr(config, "load_config", lambda spec: small)
+    monkeypatch.setattr(loop, "restore", lambda settings, workdir: loop.untrained(settings))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "photos" / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})  # noqa: S102
+    assert (tmp_path / "explained" / "a.png").is_file() and (tmp_path / "explained" / "index.json").is_file()
+
+
+def test_a_model_of_ones_own_is_explained_by_three_methods():
+    (block,) = blocks("Explain a model of your own")
+    given = {
+        "jax": jax,
+        "features": lambda images: images.reshape(*images.shape[:1], 4, 4, 4, 4, 3).mean(axis=(2, 4)),
+        "head": lambda features: features.mean(axis=(1, 2))[:, :2],
+        "images": jax.random.normal(jax.random.key(1), (2, 16, 16, 3)),
+        "class_ids": jnp.array([[0, 1], [1, 0]]),
+    }
+    seen = []
+    (loop_line,) = re.findall(r"for name in (\(.*\)):", block)
+    for name in eval(loop_line):
+        part = block.replace(loop_line, f'("{name}",)').replace("image_size=224", "image_size=16")
+        exec(part, names := dict(given))  # noqa: S102
+        assert names["maps"].shape == (2, 2, 16, 16) and bool(jnp.isfinite(names["maps"]).all())
+        seen.append(name)
+    assert len(seen) == 3
