@@ -26,7 +26,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 _COLLECTIVE = re.compile(rf"= (.*?)[\s)}}\]]({'|'.join(COLLECTIVES)})(-done)?\((.*)")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[(.*?)\] ?\{(.*?)\})")
 _BITS = {"pred": 8, "token": 0}
 
 
@@ -86,11 +86,19 @@ def _bytes_of(shape: str) -> int:
 
 
 def _group_size(attributes: str) -> int:
-    """How many devices take part, by an instruction's replica_groups: [groups,size]<=[...] or {{0,1,...},...}."""
+    """How many devices take part, by an instruction's replica_groups.
+
+    They are written [groups,size]<=[...], {{0,1,...},...} or mesh['a'=4,'b'=2] {'b'}.
+    """
     match = _GROUPS.search(attributes)
     if match is None:
         return 1
-    return int(match.group(1)) if match.group(1) else match.group(2).count(",") + 1
+    size, listed, axes, named = match.groups()
+    if size:
+        return int(size)
+    if listed:
+        return listed.count(",") + 1
+    return math.prod(int(length) for axis, length in re.findall(r"('\w+')=(\d+)", axes) if axis in named)
 
 
 def size_of(tree: Any) -> tuple[int, int]:

@@ -108,6 +108,12 @@ def base_config() -> ml_collections.ConfigDict:
     # "softmax" (classes exclude each other) or "sigmoid" (each class present or not): scores -> probabilities.
     model.link = "sigmoid"
 
+    # What the network computes with, "float32" or "bfloat16"; parameters, statistics, scores and losses are float32.
+    model.compute_dtype = "float32"
+    # What is computed again in the gradient in place of being kept: "none"; "elementwise", all but results of
+    # convolutions and matrix products; "passes", a whole pass of the network. Less memory, the same numbers.
+    model.rematerialise = "none"
+
     config.passes = passes = ml_collections.ConfigDict()
     # Weights of the object, background and evaluator passes: "live", "stop_gradient" or "ema".
     passes.weights = "stop_gradient"

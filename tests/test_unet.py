@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from selfexplain_jax.config import base_config
-from selfexplain_jax.models import build_model, masking, unet
+from selfexplain_jax.models import build_model, map_head, masking, unet
 from selfexplain_jax.models.pooling import POOLS, pool
 from selfexplain_jax.training import steps
 from selfexplain_jax.training.optimizer import build_optimizer
@@ -55,7 +55,7 @@ def test_depth_to_space_is_the_inverse(factor):
     x = np.arange(2 * 4 * 8 * 3.0).reshape(2, 4, 8, 3)
     cells = unet.space_to_depth(x, factor)
     assert cells.shape == (2, 4 // factor, 8 // factor, 3 * factor**2)
-    np.testing.assert_array_equal(unet.depth_to_space(cells, factor), x)
+    np.testing.assert_array_equal(map_head.depth_to_space(cells, factor), x)
 
 
 def test_upsampling_repeats_each_cell():

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.models.efficientnet_lite import EfficientNetLite
+from selfexplain_jax.models.precision import compute_dtype
 from selfexplain_jax.models.resnet import ResNet
 from selfexplain_jax.models.vgg import VGG
 from selfexplain_jax.models.vit import VisionTransformer
@@ -39,33 +40,34 @@ class Backbone:
 
 
 def _efficientnet_lite0(num_classes, options):
-    return EfficientNetLite(num_classes, options.frozen_norm)
+    return EfficientNetLite(num_classes, options.frozen_norm, dtype=compute_dtype(options))
 
 
 def _resnet18(num_classes, options):
     # Its blocks have no form with dilation in torchvision, so none is offered.
-    return ResNet(num_classes, (2, 2, 2, 2), bottleneck=False, frozen_norm=options.frozen_norm)
+    return ResNet(
+        num_classes, (2, 2, 2, 2), bottleneck=False, frozen_norm=options.frozen_norm, dtype=compute_dtype(options)
+    )
 
 
 def _resnet50(num_classes, options):
     if options.output_stride not in OUTPUT_STRIDES:
         raise UserError(f"config.model.output_stride = {options.output_stride} is not one of {OUTPUT_STRIDES}.")
-    return ResNet(num_classes, (3, 4, 6, 3), True, options.frozen_norm, options.output_stride)
+    return ResNet(
+        num_classes, (3, 4, 6, 3), True, options.frozen_norm, options.output_stride, dtype=compute_dtype(options)
+    )
 
 
 def _vgg16(num_classes, options):
-    del options
-    return VGG(num_classes)
+    return VGG(num_classes, dtype=compute_dtype(options))
 
 
 def _vgg16_pooled(num_classes, options):
-    del options
-    return VGG(num_classes, hidden=())
+    return VGG(num_classes, hidden=(), dtype=compute_dtype(options))
 
 
 def _vit_small(num_classes, options):
-    del options
-    return VisionTransformer(num_classes)
+    return VisionTransformer(num_classes, dtype=compute_dtype(options))
 
 
 _IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}

@@ -23,15 +23,16 @@ def _all_but_last(x: jax.Array) -> tuple[int, ...]:
 
 
 def channel_sum(x: jax.Array) -> jax.Array:
-    """[..., K] to its sums over all but the last axis, [K]."""
+    """[..., K] to its sums over all but the last axis, [K]; float32, whatever x is."""
     axes = _all_but_last(x)
     if not on_cpu():
-        return x.sum(axis=axes)
-    return jax.lax.dot_general(jnp.ones(x.shape[:-1], x.dtype), x, ((axes, axes), ((), ())))
+        return x.sum(axis=axes, dtype=jnp.float32)
+    ones = jnp.ones(x.shape[:-1], x.dtype)
+    return jax.lax.dot_general(ones, x, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
 
 
 def spread(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """[K] at every place of x [..., K], in the form whose gradient, a sum over these places, suits the backend."""
+    """float32 [K] at every place of x [..., K]; the form of its gradient, a sum over places, suits the backend."""
     form = summed_as_product if on_cpu() else jnp.broadcast_to
     return form(vector, x.shape)
 
@@ -58,10 +59,10 @@ def _narrow_first_backward(saved, gradient):
     axes = _all_but_last(x)
     contracted = ((axes, axes), ((), ()))
     if x.shape[-1] <= gradient.shape[-1]:
-        for_kernel = jax.lax.dot_general(x, gradient, contracted)  # [K, M]
+        for_kernel = jax.lax.dot_general(x, gradient, contracted, preferred_element_type=jnp.float32)  # [K, M]
     else:
-        for_kernel = jax.lax.dot_general(gradient, x, contracted).T  # [K, M]
-    return gradient @ kernel.T, for_kernel
+        for_kernel = jax.lax.dot_general(gradient, x, contracted, preferred_element_type=jnp.float32).T  # [K, M]
+    return gradient @ kernel.T, for_kernel.astype(kernel.dtype)
 
 
 narrow_first.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _narrow_first_backward)
@@ -73,24 +74,33 @@ def pointwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return form(x, kernel)
 
 
+def multiplied(kernel: jax.Array, factor: jax.Array | None) -> jax.Array:
+    """A convolution's kernel [..., M] that multiplies its outputs by `factor` [M]; None: as it is."""
+    return kernel if factor is None else kernel * jnp.broadcast_to(factor, kernel.shape)
+
+
 class PointwiseConv(nn.Module):
     """1x1 convolution, no bias.
 
     Attributes:
       features: channels of the output.
+      dtype: what it computes with; its kernel is float32.
     """
 
     features: int
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
         """[..., K] to [..., features]; `factor` [features], if any, multiplies the result."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        return pointwise_convolution(x, kernel if factor is None else kernel * factor[None, :])
+        return pointwise_convolution(x.astype(self.dtype), multiplied(kernel, factor).astype(self.dtype))
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation of a convolution's output over the global batch, with the variables of `nn.BatchNorm`.
+
+    It computes in float32 and answers in the convolution's type.
 
     Attributes:
       channels: K.
@@ -121,8 +131,10 @@ class BatchNorm(nn.Module):
         if use_running_average:
             factor = self.scale * jax.lax.rsqrt(self.var.value + self.epsilon)
             y = convolution(x, factor)
-            return y + spread(self.bias - self.mean.value * factor, y)
-        y = convolution(x)
+            wide = y.astype(jnp.float32)
+            return (wide + spread(self.bias - self.mean.value * factor, wide)).astype(y.dtype)
+        convolved = convolution(x)
+        y = convolved.astype(jnp.float32)
         count = y.size // y.shape[-1]
         mean = channel_sum(y) / count
         # Rounding must not bring it below zero.
@@ -131,4 +143,5 @@ class BatchNorm(nn.Module):
             self.mean.value = self.momentum * self.mean.value + (1 - self.momentum) * mean
             self.var.value = self.momentum * self.var.value + (1 - self.momentum) * variance
         factor = self.scale * jax.lax.rsqrt(variance + self.epsilon)
-        return (y - spread(mean, y)) * spread(factor, y) + spread(self.bias, y)
+        normalised = (y - spread(mean, y)) * spread(factor, y) + spread(self.bias, y)
+        return normalised.astype(convolved.dtype)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.models.backend import on_cpu
+from selfexplain_jax.models.channels import multiplied
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -91,9 +92,11 @@ def _kernel_gradient(gradient, x, size, stride):
         seen = [rows[:, i, j : j + last : stride] for i, j in taps]  # [G, w, K] each
         return tuple(total + cells * upstream for total, cells in zip(sums, seen, strict=True))
 
-    zeros = tuple(jnp.zeros((groups, width, channels), gradient.dtype) for _ in taps)
+    # Sums of so many terms are float32 whatever the terms are.
+    zeros = tuple(jnp.zeros((groups, width, channels), jnp.float32) for _ in taps)
     sums = jax.lax.fori_loop(0, images * height, add_row, zeros)
-    return jnp.stack([total.sum(axis=(0, 1)) for total in sums]).reshape(size, size, channels)  # [k, k, K]
+    total = jnp.stack([total.sum(axis=(0, 1)) for total in sums]).reshape(size, size, channels)  # [k, k, K]
+    return total.astype(gradient.dtype)
 
 
 def _input_gradient(gradient, kernel, stride, shape):
@@ -150,10 +153,12 @@ class DepthwiseConv(nn.Module):
     Attributes:
       size: k.
       stride: cells from one output to the next.
+      dtype: see precision.py.
     """
 
     size: int
     stride: int = 1
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
@@ -162,4 +167,4 @@ class DepthwiseConv(nn.Module):
         # The fan-in of a channel is its own k x k cells.
         initial = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=())
         kernel = self.param("kernel", initial, shape)
-        return depthwise_convolution(x, kernel if factor is None else kernel * factor[None, None, :], self.stride)
+        return depthwise_convolution(x.astype(self.dtype), multiplied(kernel, factor).astype(self.dtype), self.stride)

@@ -80,6 +80,26 @@ def _average_backward(distance, saved, gradient):
 average_alike.defvjp(_average_forward, _average_backward)
 
 
+def edge_filters(images: jax.Array, distances: tuple[int, ...], scale: float) -> list[tuple]:
+    """What `filter_maps` needs of images: for each distance the likeness a(u, v) and 1 + sum_v a(u, v).
+
+    Arguments are those of `smooth_within_edges`.
+    """
+    images = jax.lax.stop_gradient(images)
+    filters = []
+    for distance in distances:
+        alike = likeness(images, distance, scale)
+        filters.append((alike, jax.lax.optimization_barrier(1.0 + sum(alike))))
+    return filters
+
+
+def filter_maps(maps: jax.Array, filters: list[tuple], distances: tuple[int, ...]) -> jax.Array:
+    """`smooth_within_edges` of [B, h, w, C] with the filters that `edge_filters` made of the images."""
+    for (alike, total), distance in zip(filters, distances, strict=True):
+        maps = average_alike(maps, alike, total, distance)
+    return maps
+
+
 def smooth_within_edges(maps: jax.Array, images: jax.Array, distances: tuple[int, ...], scale: float) -> jax.Array:
     """For each distance d in turn: s_u <- (s_u + sum_v a(u, v) s_v) / (1 + sum_v a(u, v)), v at distance d from u.
 
@@ -93,9 +113,4 @@ def smooth_within_edges(maps: jax.Array, images: jax.Array, distances: tuple[int
       distances: in cells; falling ones reach far at the price of few neighbours.
       scale: difference of normalised colours at which two cells are no longer alike.
     """
-    images = jax.lax.stop_gradient(images)
-    for distance in distances:
-        alike = likeness(images, distance, scale)
-        total = jax.lax.optimization_barrier(1.0 + sum(alike))
-        maps = average_alike(maps, alike, total, distance)
-    return maps
+    return filter_maps(maps, edge_filters(images, distances, scale), distances)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfexplain_jax.models.channels import BatchNorm, PointwiseConv
+from selfexplain_jax.models.channels import BatchNorm, PointwiseConv, multiplied
 from selfexplain_jax.models.depthwise import DepthwiseConv
 
 EPSILON, MOMENTUM = 1e-3, 0.99
@@ -42,12 +42,13 @@ class StemConv(nn.Module):
     """3x3 convolution of stride 2, "SAME" padding, no bias."""
 
     features: int
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
         """[B, H, W, K] to [B, ceil(H / 2), ceil(W / 2), features]; `factor` [features], if any, multiplies it."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
-        kernel = kernel if factor is None else kernel * factor[None, None, None, :]
+        x, kernel = x.astype(self.dtype), multiplied(kernel, factor).astype(self.dtype)
         return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -59,6 +60,7 @@ class InvertedResidual(nn.Module):
     expansion: int
     channels: int
     frozen_norm: bool
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -68,11 +70,15 @@ class InvertedResidual(nn.Module):
         def step(name, conv, channels, h):
             return BatchNorm(channels, MOMENTUM, EPSILON, name=f"{name}_norm")(conv, h, averages)
 
+        def dense(name, channels):
+            return PointwiseConv(channels, self.dtype, name=f"{name}_conv")
+
         h, wide = x, self.expansion * x.shape[-1]
         if self.expansion != 1:
-            h = nn.relu6(step("expand", PointwiseConv(wide, name="expand_conv"), wide, h))
-        h = nn.relu6(step("depthwise", DepthwiseConv(self.kernel, self.stride, name="depthwise_conv"), wide, h))
-        h = step("project", PointwiseConv(self.channels, name="project_conv"), self.channels, h)
+            h = nn.relu6(step("expand", dense("expand", wide), wide, h))
+        depthwise = DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")
+        h = nn.relu6(step("depthwise", depthwise, wide, h))
+        h = step("project", dense("project", self.channels), self.channels, h)
         return x + h if h.shape == x.shape else h
 
 
@@ -83,28 +89,35 @@ class EfficientNetLite(nn.Module):
       num_classes: C.
       frozen_norm: batch normalisation keeps its running statistics in training too.
       stages: table of the blocks.
+      dtype: see precision.py.
     """
 
     num_classes: int
     frozen_norm: bool = False
     stages: tuple[Stage, ...] = LITE0
+    dtype: jnp.dtype = jnp.float32
 
     spatial_features = True
     strides = (2, 4, 8, 16, 32)
 
     def setup(self):
-        self.stem_conv = StemConv(STEM_CHANNELS)
+        self.stem_conv = StemConv(STEM_CHANNELS, self.dtype)
         self.stem_norm = BatchNorm(STEM_CHANNELS, MOMENTUM, EPSILON)
         self.block = [
             InvertedResidual(
-                stage.kernel, stage.stride if i == 0 else 1, stage.expansion, stage.channels, self.frozen_norm
+                stage.kernel,
+                stage.stride if i == 0 else 1,
+                stage.expansion,
+                stage.channels,
+                self.frozen_norm,
+                self.dtype,
             )
             for stage in self.stages
             for i in range(stage.blocks)
         ]
-        self.top_conv = PointwiseConv(TOP_CHANNELS)
+        self.top_conv = PointwiseConv(TOP_CHANNELS, self.dtype)
         self.top_norm = BatchNorm(TOP_CHANNELS, MOMENTUM, EPSILON)
-        self.classifier = nn.Dense(self.num_classes)
+        self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
 
     def encode(
         self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None

@@ -8,9 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfexplain_jax.models import pooling
 from selfexplain_jax.models.backbones import InputChange, input_change, named_backbone
-from selfexplain_jax.models.unet import Norm, ResidualConv, check_maps, finish_maps, upsample_nearest
+from selfexplain_jax.models.map_head import MapHead
+from selfexplain_jax.models.precision import compute_dtype
+from selfexplain_jax.models.unet import Norm, ResidualConv, check_maps, upsample_nearest
 from selfexplain_jax.types import DatasetInfo, UserError
 
 DECODERS = ("unet", "aspp")
@@ -24,29 +25,36 @@ class AtrousHead(nn.Module):
     Attributes:
       width: channels of each branch and of the output.
       rates: dilation of each 3x3 branch, in cells.
+      dtype: see precision.py.
     """
 
     width: int
     rates: tuple[int, ...]
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, h, w, K] to [B, h, w, width]."""
 
+        dtype = self.dtype
+
         def after(y, name):
             # PyTorch's momentum and epsilon, as of the networks whose weights it takes.
-            return nn.relu(nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(y))
+            return nn.relu(nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"{name}_norm")(y))
 
-        branches = [after(nn.Dense(self.width, use_bias=False, name="point_conv")(x), "point")]
-        for i, rate in enumerate(self.rates):
-            dilation = (rate, rate)
-            conv = nn.Conv(self.width, (3, 3), kernel_dilation=dilation, use_bias=False, name=f"atrous{i}_conv")
-            branches.append(after(conv(x), f"atrous{i}"))
-        mean = nn.Dense(self.width, use_bias=False, name="image_conv")(x.mean(axis=(1, 2), keepdims=True))
+        def point(name):
+            return nn.Dense(self.width, use_bias=False, dtype=dtype, name=name)
+
+        def conv(name, rate=1):
+            rates = (rate, rate)
+            return nn.Conv(self.width, (3, 3), kernel_dilation=rates, use_bias=False, dtype=dtype, name=name)
+
+        branches = [after(point("point_conv")(x), "point")]
+        branches += [after(conv(f"atrous{i}_conv", rate)(x), f"atrous{i}") for i, rate in enumerate(self.rates)]
+        mean = point("image_conv")(x.mean(axis=(1, 2), keepdims=True))
         branches.append(jnp.broadcast_to(after(mean, "image"), branches[0].shape))
-        x = nn.Dense(self.width, use_bias=False, name="project_conv")(jnp.concatenate(branches, axis=-1))
-        x = after(x, "project")
-        return after(nn.Conv(self.width, (3, 3), use_bias=False, name="last_conv")(x), "last")
+        x = after(point("project_conv")(jnp.concatenate(branches, axis=-1)), "project")
+        return after(conv("last_conv")(x), "last")
 
 
 class EncoderUNet(nn.Module):
@@ -63,8 +71,8 @@ class EncoderUNet(nn.Module):
       decoder: one of DECODERS; "aspp" puts `AtrousHead` on the encoder's last level and takes no other.
       decoder_depth: 3x3 convolutions per level of the U-Net's decoder.
       mask_stride: pixels per cell of the logit maps; a stride of the encoder.
-      map_blur, edge_distances, edge_scale, norm, pooling, pooling_temperature, bias: as in `UNet`; `norm` is that of
-        the U-Net's decoder.
+      map_blur, edge_distances, edge_scale, norm, pooling, pooling_temperature, bias, dtype: as in `UNet`; `norm` is
+        that of the U-Net's decoder.
     """
 
     backbone: nn.Module
@@ -81,6 +89,7 @@ class EncoderUNet(nn.Module):
     pooling: str = "softmax"
     pooling_temperature: float = 1.0
     bias: float = -2.0
+    dtype: jnp.dtype = jnp.float32
 
     draws_maps = True
 
@@ -103,32 +112,39 @@ class EncoderUNet(nn.Module):
         endpoints = self.backbone.encode(self.input_change(images), train, given)
         decode = self._decode if self.decoder == "unet" else self._atrous
         x = decode(endpoints, train)  # [B, H / stride, W / stride, width]
-        bias = nn.initializers.constant(self.bias)
-        logit_maps = nn.Dense(self.num_classes, name="head", bias_init=bias)(x).astype(jnp.float32)
-        if logit_maps.shape[1] * self.mask_stride != images.shape[1]:
-            size = images.shape[1] // self.mask_stride
-            shape = (images.shape[0], size, size, self.num_classes)
-            logit_maps = jax.image.resize(logit_maps, shape, "bilinear")  # [B, H / stride, W / stride, C]
-        logit_maps = finish_maps(logit_maps, images, self.map_blur, self.edge_distances, self.edge_scale)
-        temperature = self.pooling_temperature if temperature is None else temperature
-        scores = pooling.pool(logit_maps, self.pooling, temperature)
+        head = MapHead(
+            self.num_classes,
+            1,
+            self.mask_stride,
+            self.map_blur,
+            self.edge_distances,
+            self.edge_scale,
+            self.pooling,
+            self.bias,
+            self.dtype,
+            name="head",
+        )
+        scores, logit_maps = head(x, images, self.pooling_temperature if temperature is None else temperature)
         return scores, endpoints | {"logit_maps": logit_maps, "features": x}
 
     def _decode(self, endpoints, train):
+        def dense(name):
+            return nn.Dense(self.width, dtype=self.dtype, name=name)
+
         strides = sorted((s for s in self.backbone.strides if s >= self.mask_stride), reverse=True)
-        x = nn.Dense(self.width, name=f"lateral{strides[0]}")(endpoints[f"stride{strides[0]}"])
+        x = dense(f"lateral{strides[0]}")(endpoints[f"stride{strides[0]}"])
         for stride in strides[1:]:
-            x = nn.relu(Norm(self.norm, name=f"up_norm{stride}")(x, train))
-            x = upsample_nearest(nn.Dense(self.width, name=f"up{stride}")(x))
-            x = x + nn.Dense(self.width, name=f"lateral{stride}")(endpoints[f"stride{stride}"])
+            x = nn.relu(Norm(self.norm, self.dtype, name=f"up_norm{stride}")(x, train))
+            x = upsample_nearest(dense(f"up{stride}")(x))
+            x = x + dense(f"lateral{stride}")(endpoints[f"stride{stride}"])
             for i in range(self.decoder_depth):
-                x = ResidualConv(self.norm, name=f"decoder{stride}_{i}")(x, train)
-        return nn.relu(Norm(self.norm, name="head_norm")(x, train))
+                x = ResidualConv(self.norm, self.dtype, name=f"decoder{stride}_{i}")(x, train)
+        return nn.relu(Norm(self.norm, self.dtype, name="head_norm")(x, train))
 
     def _atrous(self, endpoints, train):
         stride = self.backbone.strides[-1]
         rates = tuple(rate * 8 // stride for rate in ATROUS_RATES)
-        return AtrousHead(self.width, rates, name="atrous_head")(endpoints[f"stride{stride}"], train)
+        return AtrousHead(self.width, rates, self.dtype, name="atrous_head")(endpoints[f"stride{stride}"], train)
 
 
 def build_encoder_unet(config, info: DatasetInfo) -> EncoderUNet:
@@ -174,4 +190,5 @@ def build_encoder_unet(config, info: DatasetInfo) -> EncoderUNet:
         norm=options.norm,
         pooling=options.pooling,
         pooling_temperature=float(options.pooling_temperature),
+        dtype=compute_dtype(options),
     )

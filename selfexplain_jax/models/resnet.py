@@ -14,7 +14,9 @@ EPSILON, MOMENTUM = 1e-5, 0.9
 STAGE_STRIDES = (1, 2, 2, 2)
 
 
-def convolution(channels: int, size: int, stride: int = 1, dilation: int = 1, name: str | None = None) -> nn.Conv:
+def convolution(
+    channels: int, size: int, stride: int = 1, dilation: int = 1, name: str | None = None, dtype=jnp.float32
+) -> nn.Conv:
     """Convolution without bias, padded alike on both sides as PyTorch does ("SAME" would not, at stride 2)."""
     reach = dilation * (size - 1) // 2
     padding = ((reach, reach), (reach, reach))
@@ -25,6 +27,7 @@ def convolution(channels: int, size: int, stride: int = 1, dilation: int = 1, na
         padding,
         kernel_dilation=(dilation, dilation),
         use_bias=False,
+        dtype=dtype,
         name=name,
     )
 
@@ -35,6 +38,7 @@ class ResidualBlock(nn.Module):
     Attributes:
       channels: of the 3x3 convolution.
       stride, dilation: of the (first) 3x3 convolution. second_dilation: of the other one.
+      dtype: see precision.py.
     """
 
     channels: int
@@ -43,24 +47,29 @@ class ResidualBlock(nn.Module):
     dilation: int
     second_dilation: int
     frozen_norm: bool
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, K] to [B, H / stride, W / stride, channels or 4 channels]."""
 
         def norm(name):
-            return nn.BatchNorm(not train or self.frozen_norm, momentum=MOMENTUM, epsilon=EPSILON, name=name)
+            averages = not train or self.frozen_norm
+            return nn.BatchNorm(averages, momentum=MOMENTUM, epsilon=EPSILON, dtype=self.dtype, name=name)
+
+        def conv(name, *options):
+            return convolution(*options, name=name, dtype=self.dtype)
 
         channels = self.channels
         if self.bottleneck:
-            h = nn.relu(norm("bn1")(convolution(channels, 1, name="conv1")(x)))
-            h = nn.relu(norm("bn2")(convolution(channels, 3, self.stride, self.dilation, name="conv2")(h)))
-            h = norm("bn3")(convolution(4 * channels, 1, name="conv3")(h))
+            h = nn.relu(norm("bn1")(conv("conv1", channels, 1)(x)))
+            h = nn.relu(norm("bn2")(conv("conv2", channels, 3, self.stride, self.dilation)(h)))
+            h = norm("bn3")(conv("conv3", 4 * channels, 1)(h))
         else:
-            h = nn.relu(norm("bn1")(convolution(channels, 3, self.stride, self.dilation, name="conv1")(x)))
-            h = norm("bn2")(convolution(channels, 3, 1, self.second_dilation, name="conv2")(h))
+            h = nn.relu(norm("bn1")(conv("conv1", channels, 3, self.stride, self.dilation)(x)))
+            h = norm("bn2")(conv("conv2", channels, 3, 1, self.second_dilation)(h))
         if h.shape != x.shape:
-            x = norm("downsample_norm")(convolution(h.shape[-1], 1, self.stride, name="downsample_conv")(x))
+            x = norm("downsample_norm")(conv("downsample_conv", h.shape[-1], 1, self.stride)(x))
         return nn.relu(x + h)
 
 
@@ -75,6 +84,7 @@ class ResNet(nn.Module):
       output_stride: 32, or 16 or 8: later stages are dilated where they would go beyond it (torchvision's
         replace_stride_with_dilation; Chen et al. 2017, section 3.1).
       channels: of the 3x3 convolutions, per stage.
+      dtype: see precision.py.
     """
 
     num_classes: int
@@ -83,6 +93,7 @@ class ResNet(nn.Module):
     frozen_norm: bool = False
     output_stride: int = 32
     channels: tuple[int, ...] = (64, 128, 256, 512)
+    dtype: jnp.dtype = jnp.float32
 
     spatial_features = True
 
@@ -91,8 +102,8 @@ class ResNet(nn.Module):
         return tuple(stride for stride in (2, 4, 8, 16, 32) if stride <= self.output_stride)
 
     def setup(self):
-        self.conv1 = convolution(self.channels[0], 7, 2)
-        self.bn1 = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
+        self.conv1 = convolution(self.channels[0], 7, 2, dtype=self.dtype)
+        self.bn1 = nn.BatchNorm(momentum=MOMENTUM, epsilon=EPSILON, dtype=self.dtype)
         total, dilation = 4, 1
         for stage, (depth, channels, stride) in enumerate(zip(self.depths, self.channels, STAGE_STRIDES, strict=True)):
             # The first block of a dilated stage still has the dilation of the stage before.
@@ -108,11 +119,12 @@ class ResNet(nn.Module):
                     first if i == 0 else dilation,
                     dilation,
                     self.frozen_norm,
+                    self.dtype,
                 )
                 for i in range(depth)
             ]
             setattr(self, f"layer{stage + 1}", blocks)
-        self.classifier = nn.Dense(self.num_classes)
+        self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
 
     def encode(
         self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None

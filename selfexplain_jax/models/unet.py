@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfexplain_jax.models import edges, masking, pooling
+from selfexplain_jax.models import masking, pooling
+from selfexplain_jax.models.map_head import MapHead, depth_to_space
+from selfexplain_jax.models.precision import compute_dtype
 from selfexplain_jax.types import DatasetInfo, UserError, is_whole_number
 
 NORMS = ("group", "batch", "none")
@@ -23,26 +25,11 @@ def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
     return x.reshape(batch, height // factor, width // factor, factor * factor * channels)
 
 
-def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
-    """[B, h, w, K factor^2] to [B, h factor, w factor, K]: the inverse of `space_to_depth`."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, factor, factor, channels // factor**2)
-    x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, h, f, w, f, K]
-    return x.reshape(batch, height * factor, width * factor, channels // factor**2)  # [B, h f, w f, K]
-
-
 def upsample_nearest(x: jax.Array) -> jax.Array:
     """[B, h, w, K] to [B, 2 h, 2 w, K] by repetition: a broadcast, which is far faster on CPU than a resize."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)  # [B, 2 h, 2 w, K]
-
-
-def shrink(images: jax.Array, factor: int) -> jax.Array:
-    """Means of blocks of factor x factor pixels: [B, H, W, K] to [B, H / factor, W / factor, K]."""
-    batch, height, width, channels = images.shape
-    blocks = images.reshape(batch, height // factor, factor, width // factor, factor, channels)
-    return blocks.mean(axis=(2, 4))  # [B, H / f, W / f, K]
 
 
 def local_contrast(images: jax.Array, sigma: float = 4.0, floor: float = 0.1) -> jax.Array:
@@ -77,24 +64,13 @@ class ResidualConv(nn.Module):
     """x + conv3x3(relu(norm(x)))."""
 
     norm: str
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
         """[B, h, w, K] to [B, h, w, K]."""
-        h = nn.relu(Norm(self.norm)(x, train))
-        return x + nn.Conv(x.shape[-1], (3, 3))(h)
-
-
-def finish_maps(
-    logit_maps: jax.Array, images: jax.Array, map_blur: float, edge_distances: tuple[int, ...], scale: float
-):
-    """Blurs the logit maps [B, h, w, C] and lets them end at edges of the images [B, H, W, 3], each if asked for."""
-    if map_blur > 0:
-        logit_maps = masking.blur(logit_maps, map_blur)
-    if edge_distances:
-        image = shrink(images, images.shape[1] // logit_maps.shape[1])  # [B, h, w, 3]
-        logit_maps = edges.smooth_within_edges(logit_maps, image, edge_distances, scale)
-    return logit_maps
+        h = nn.relu(Norm(self.norm, self.dtype)(x, train))
+        return x + nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(h)
 
 
 class UNet(nn.Module):
@@ -122,6 +98,7 @@ class UNet(nn.Module):
       local_contrast: the network sees `local_contrast(images)` in place of the images.
       pooling, pooling_temperature: see `models/pooling.py`.
       bias: initial logit of every cell.
+      dtype: see precision.py.
     """
 
     num_classes: int
@@ -139,6 +116,7 @@ class UNet(nn.Module):
     pooling: str = "softmax"
     pooling_temperature: float = 1.0
     bias: float = -2.0
+    dtype: jnp.dtype = jnp.float32
 
     draws_maps = True
 
@@ -159,38 +137,48 @@ class UNet(nn.Module):
 
         `given` holds features by the names of `layers`, in the place of those that the images give.
         """
-        given = given or {}
+        given, dtype = given or {}, self.dtype
         entry = local_contrast(images) if self.local_contrast else images
         x = space_to_depth(entry, self.stem_stride)  # [B, H / stem, W / stem, 3 stem^2]
-        x = nn.Conv(self.widths[0], (3, 3), name="stem")(x)
+        x = nn.Conv(self.widths[0], (3, 3), dtype=dtype, name="stem")(x)
         skips = []
         for level, width in enumerate(self.widths):
             if level > 0:
-                x = nn.Dense(width, name=f"down{level}")(space_to_depth(x, 2))
+                x = nn.Dense(width, dtype=dtype, name=f"down{level}")(space_to_depth(x, 2))
             for i in range(self.encoder_depth):
-                x = ResidualConv(self.norm, name=f"encoder{level}_{i}")(x, train)
+                x = ResidualConv(self.norm, dtype, name=f"encoder{level}_{i}")(x, train)
             x = given.get(f"level{level}", x)
             skips.append(x)
         for level in reversed(range(len(self.widths) - 1)):
-            x = nn.relu(Norm(self.norm, name=f"up_norm{level}")(x, train))
-            x = skips[level] + upsample_nearest(nn.Dense(self.widths[level], name=f"up{level}")(x))
+            x = nn.relu(Norm(self.norm, dtype, name=f"up_norm{level}")(x, train))
+            x = nn.Dense(self.widths[level], dtype=dtype, name=f"up{level}")(x)
+            x = skips[level] + upsample_nearest(x)
             for i in range(self.decoder_depth):
-                x = ResidualConv(self.norm, name=f"decoder{level}_{i}")(x, train)
-        x = nn.relu(Norm(self.norm, name="head_norm")(x, train))
+                x = ResidualConv(self.norm, dtype, name=f"decoder{level}_{i}")(x, train)
+        x = nn.relu(Norm(self.norm, dtype, name="head_norm")(x, train))
         factor = self.stem_stride // self.mask_stride
         if self.refine_width:
-            fine = nn.Conv(self.refine_width, (3, 3), name="refine_stem")(space_to_depth(entry, self.mask_stride))
-            x = fine + depth_to_space(nn.Dense(self.refine_width * factor**2, name="refine_up")(x), factor)
-            x = ResidualConv(self.norm, name="refine")(x, train)  # [B, H / stride, W / stride, refine_width]
-            x = nn.relu(Norm(self.norm, name="refine_norm")(x, train))
+            fine = space_to_depth(entry, self.mask_stride)
+            fine = nn.Conv(self.refine_width, (3, 3), dtype=dtype, name="refine_stem")(fine)
+            coarse = nn.Dense(self.refine_width * factor**2, dtype=dtype, name="refine_up")(x)
+            x = fine + depth_to_space(coarse, factor)
+            x = ResidualConv(self.norm, dtype, name="refine")(x, train)  # [B, H / stride, W / stride, refine_width]
+            x = nn.relu(Norm(self.norm, dtype, name="refine_norm")(x, train))
             factor = 1
         x = given.get("features", x)
-        bias = nn.initializers.constant(self.bias)
-        logit_maps = nn.Dense(self.num_classes * factor**2, name="head", bias_init=bias)(x)
-        logit_maps = depth_to_space(logit_maps.astype(jnp.float32), factor)  # [B, H / stride, W / stride, C]
-        logit_maps = finish_maps(logit_maps, images, self.map_blur, self.edge_distances, self.edge_scale)
-        temperature = self.pooling_temperature if temperature is None else temperature
-        scores = pooling.pool(logit_maps, self.pooling, temperature)
+        head = MapHead(
+            self.num_classes,
+            factor,
+            self.mask_stride,
+            self.map_blur,
+            self.edge_distances,
+            self.edge_scale,
+            self.pooling,
+            self.bias,
+            dtype,
+            name="head",
+        )
+        scores, logit_maps = head(x, images, self.pooling_temperature if temperature is None else temperature)
         levels = {f"level{level}": skip for level, skip in enumerate(skips)}
         return scores, levels | {"logit_maps": logit_maps, "features": x}
 
@@ -271,4 +259,5 @@ def build_unet(config, info: DatasetInfo) -> UNet:
         local_contrast=options.local_contrast,
         pooling=options.pooling,
         pooling_temperature=float(options.pooling_temperature),
+        dtype=compute_dtype(options),
     )

@@ -35,11 +35,13 @@ class VGG(nn.Module):
       num_classes: C.
       stages: table of the convolutions.
       hidden: widths of the head's hidden layers on 7x7 cells; () for a head on the mean over space.
+      dtype: see precision.py.
     """
 
     num_classes: int
     stages: tuple[tuple[int, ...], ...] = STAGES
     hidden: tuple[int, ...] = (4096, 4096)
+    dtype: jnp.dtype = jnp.float32
 
     spatial_features = True
 
@@ -52,16 +54,16 @@ class VGG(nn.Module):
         place, names = 0, []
         for stage in self.stages:
             for channels in stage:
-                setattr(self, f"conv{place}", nn.Conv(channels, (3, 3)))
+                setattr(self, f"conv{place}", nn.Conv(channels, (3, 3), dtype=self.dtype))
                 names.append(f"conv{place}")
                 place += 2
             names.append("pool")
             place += 1
         self.layers = tuple(names)
         if self.hidden:
-            self.hidden0 = nn.DenseGeneral(self.hidden[0], axis=(-3, -2, -1))
-            self.hidden1 = nn.Dense(self.hidden[1])
-        self.classifier = nn.Dense(self.num_classes)
+            self.hidden0 = nn.DenseGeneral(self.hidden[0], axis=(-3, -2, -1), dtype=self.dtype)
+            self.hidden1 = nn.Dense(self.hidden[1], dtype=self.dtype)
+        self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
 
     def encode(
         self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None
@@ -89,7 +91,7 @@ class VGG(nn.Module):
     def head(self, features: jax.Array) -> jax.Array:
         """Features to scores [B, C]; without the dropout that the original trains with."""
         if self.hidden:
-            rows, columns = (averaging_matrix(size, POOLED_SIZE) for size in features.shape[1:3])
+            rows, columns = (averaging_matrix(size, POOLED_SIZE).astype(features.dtype) for size in features.shape[1:3])
             x = jnp.einsum("yh,bhwc,xw->byxc", rows, features, columns)  # [B, 7, 7, K]
             x = nn.relu(self.hidden1(nn.relu(self.hidden0(x))))
         else:

@@ -15,6 +15,7 @@ class Block(nn.Module):
 
     heads: int
     hidden: int
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -23,17 +24,22 @@ class Block(nn.Module):
         An offset [B, heads, N, N] is added to the attention.
         """
         batch, tokens, channels = x.shape
-        qkv = nn.Dense(3 * channels, name="qkv")(nn.LayerNorm(EPSILON, name="norm1")(x))
+
+        def dense(name, width):
+            return nn.Dense(width, dtype=self.dtype, name=name)
+
+        qkv = dense("qkv", 3 * channels)(nn.LayerNorm(EPSILON, dtype=self.dtype, name="norm1")(x))
         qkv = qkv.reshape(batch, tokens, 3, self.heads, channels // self.heads)  # [B, N, 3, heads, K / heads]
         query, key, value = (qkv[:, :, i] for i in range(3))
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (channels // self.heads) ** -0.5
-        attention = jax.nn.softmax(logits, axis=-1)
+        attention = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
         if offset is not None:
             attention = attention + offset
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", attention, value).reshape(batch, tokens, channels)  # [B, N, K]
-        x = x + nn.Dense(channels, name="proj")(mixed)
-        hidden = nn.Dense(self.hidden, name="fc1")(nn.LayerNorm(EPSILON, name="norm2")(x))
-        return x + nn.Dense(channels, name="fc2")(nn.gelu(hidden, approximate=False)), attention
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", attention.astype(value.dtype), value)
+        mixed = mixed.reshape(batch, tokens, channels)  # [B, N, K]
+        x = x + dense("proj", channels)(mixed)
+        hidden = dense("fc1", self.hidden)(nn.LayerNorm(EPSILON, dtype=self.dtype, name="norm2")(x))
+        return x + dense("fc2", channels)(nn.gelu(hidden, approximate=False)), attention
 
 
 class VisionTransformer(nn.Module):
@@ -46,6 +52,7 @@ class VisionTransformer(nn.Module):
       num_classes: C.
       patch: pixels per side of a patch.
       width, depth, heads: K, blocks, heads of attention.
+      dtype: see precision.py; attention itself is float32.
     """
 
     num_classes: int
@@ -53,16 +60,17 @@ class VisionTransformer(nn.Module):
     width: int = 384
     depth: int = 12
     heads: int = 6
+    dtype: jnp.dtype = jnp.float32
 
     spatial_features = False
     strides = ()
 
     def setup(self):
         size = (self.patch, self.patch)
-        self.patch_embed = nn.Conv(self.width, size, size, "VALID")
-        self.block = [Block(self.heads, 4 * self.width) for _ in range(self.depth)]
-        self.norm = nn.LayerNorm(EPSILON)
-        self.classifier = nn.Dense(self.num_classes)
+        self.patch_embed = nn.Conv(self.width, size, size, "VALID", dtype=self.dtype)
+        self.block = [Block(self.heads, 4 * self.width, self.dtype) for _ in range(self.depth)]
+        self.norm = nn.LayerNorm(EPSILON, dtype=self.dtype)
+        self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
         self.tokens = Tokens(self.width)
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -116,5 +124,5 @@ class Tokens(nn.Module):
         initial = nn.initializers.truncated_normal(0.02)
         first = self.param("cls_token", initial, (1, 1, self.width))
         position = self.param("pos_embed", initial, (1, 1 + count, self.width))
-        first = jnp.broadcast_to(first, (batch, 1, self.width))
-        return jnp.concatenate([first, patches], axis=1) + position
+        first = jnp.broadcast_to(first, (batch, 1, self.width)).astype(patches.dtype)
+        return jnp.concatenate([first, patches], axis=1) + position.astype(patches.dtype)

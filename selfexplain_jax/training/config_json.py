@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "data.prefetch",
     "evaluation",
     "explainer",
+    "model.rematerialise",
     "passes.evaluate_ema",
     "train.checkpoint_every",
     "train.evaluate",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.models import masking, pooling
-from selfexplain_jax.models.unet import shrink
+from selfexplain_jax.models.map_head import shrink
 from selfexplain_jax.objectives.compose import first_step
 from selfexplain_jax.training.state import variables_of
 from selfexplain_jax.types import UserError
@@ -19,6 +19,7 @@ EVALUATOR_MASKS = ("swapped", "complement", "blobs")
 EXPLANATION_TERMS = ("object", "background", "evaluator")
 SCORE_TERMS = ("classification", "ranking")
 """Terms that need the scores of the image alone, and no map."""
+REMATERIALISE = ("none", "elementwise", "passes")
 METHODS = ("self_explainer", "classifier", "explainer")
 
 
@@ -48,7 +49,7 @@ def check_method(config, model) -> None:
 
 
 def validate_passes(config) -> None:
-    """Checks `config.passes`.
+    """Checks `config.passes`, and `config.model.rematerialise`.
 
     Raises:
       UserError: an unknown choice, or a number out of range.
@@ -56,6 +57,10 @@ def validate_passes(config) -> None:
     passes = config.passes
     if passes.weights not in PASS_WEIGHTS:
         raise UserError(f"config.passes.weights = {passes.weights!r} is unknown. Choose one of {PASS_WEIGHTS}.")
+    if config.model.rematerialise not in REMATERIALISE:
+        raise UserError(
+            f"config.model.rematerialise = {config.model.rematerialise!r} is unknown. Choose one of {REMATERIALISE}."
+        )
     unknown = [name for name in passes.evaluator_masks if name not in EVALUATOR_MASKS]
     if unknown or not passes.evaluator_masks:
         raise UserError(f"config.passes.evaluator_masks = {passes.evaluator_masks!r}: choose from {EVALUATOR_MASKS}.")
@@ -192,6 +197,18 @@ def needs_scores(config) -> bool:
     return config.objective.get("object", {}).get("target", "absolute") == "relative"
 
 
+def rematerialised(function, how: str):
+    """A pass of the network that keeps less for its gradient, by `config.model.rematerialise`; the same numbers."""
+    if how == "none":
+        return function
+    return jax.checkpoint(function, policy=_is_product if how == "elementwise" else None)
+
+
+def _is_product(primitive, *_, **__) -> bool:
+    """Whether the result of that operation is kept: what is elementwise between them is cheap to compute again."""
+    return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
+
+
 def run_passes(
     params, state, batch: dict, rng: jax.Array, *, config, model, explain: bool, classify=None
 ) -> tuple[dict, dict]:
@@ -208,30 +225,36 @@ def run_passes(
       ones).
     """
     temperature = pool_temperature(state.step, config)
-    (scores, endpoints), updates = model.apply(
-        variables_of(params, state.batch_stats),
-        batch["image"],
-        train=True,
-        temperature=temperature,
-        mutable=["batch_stats"],
-    )
+    how = config.model.rematerialise
+
+    def image_pass(params, images):
+        (scores, endpoints), updates = model.apply(
+            variables_of(params, state.batch_stats),
+            images,
+            train=True,
+            temperature=temperature,
+            mutable=["batch_stats"],
+        )
+        return scores, endpoints.get("logit_maps"), updates
+
+    def scores_pass(variables, images):
+        if classify is not None:
+            return classify(images)
+        return model.apply(variables, images, train=False, temperature=temperature)[0]
+
+    scores, logit_maps, updates = rematerialised(image_pass, how)(params, batch["image"])
+    apply = rematerialised(scores_pass, how)
     outputs = {"scores": scores}
     if config.method == "explainer":
         outputs = {"scores": classify(batch["image"])} if needs_scores(config) else {}
     if config.method != "classifier":
-        outputs |= mask_outputs(endpoints["logit_maps"], batch["image"], batch["label"])
+        outputs |= mask_outputs(logit_maps, batch["image"], batch["label"])
     live = variables_of(params, state.batch_stats)
     frozen = {
         "live": lambda: live,
         "stop_gradient": lambda: jax.lax.stop_gradient(live),
         "ema": lambda: variables_of(state.ema_params, state.ema_batch_stats),
     }[config.passes.weights]()
-
-    def apply(variables, images):
-        if classify is not None:
-            return classify(images)
-        return model.apply(variables, images, train=False, temperature=temperature)[0]
-
     if explain:
         outputs |= explanation_passes(apply, live, frozen, outputs, batch, config, rng)
     return outputs, updates.get("batch_stats", state.batch_stats)
