@@ -71,6 +71,8 @@ def base_config() -> ml_collections.ConfigDict:
     model.decoder_width = 64
     # "unet": up through the encoder's levels to the mask stride. "aspp": DeepLab's atrous head on its last level.
     model.decoder = "unet"
+    # The maps are the decoder's plus a linear layer's on the backbone's last features, which know ImageNet's classes.
+    model.coarse_maps = False
     # Pixels per cell of a ResNet's last level: 32, or 16 or 8 with dilated convolutions in place of strides.
     model.output_stride = 32
     # Weights to start a backbone from: "imagenet" (its usual ones), a file (.npz, .safetensors, .pth, .whl),

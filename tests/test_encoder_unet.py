@@ -14,6 +14,7 @@ from selfexplain_jax import evaluate
 from selfexplain_jax.config import base_config, load_config
 from selfexplain_jax.models import MODELS, backbones, build_model, pretrained
 from selfexplain_jax.models.backbones import BACKBONES, Backbone
+from selfexplain_jax.models.map_head import MapHead
 from selfexplain_jax.models.resnet import ResNet
 from selfexplain_jax.training import loop
 from selfexplain_jax.training.optimizer import build_optimizer
@@ -45,6 +46,36 @@ def test_maps_have_the_mask_stride_over_every_encoder(encoder, decoder, last):
     assert model.draws_maps and endpoints[f"stride{last}"].shape[:3] == (2, 64 // last, 64 // last)
     # An encoder has no head of its own: nothing else classifies.
     assert "classifier" not in variables["params"]["backbone"] and "top_conv" not in variables["params"]["backbone"]
+
+
+@pytest.mark.parametrize("encoder, channels", [("efficientnet_lite0", 1280), ("resnet18", 512), ("vgg16", 512)])
+def test_coarse_maps_are_a_linear_layer_on_what_the_backbones_head_reads(encoder, channels):
+    config = base_config()
+    options = {"name": "encoder_unet", "encoder": encoder, "mask_stride": 4, "decoder_width": 8, "map_blur": 0.0}
+    config.model.update(options | {"coarse_maps": True, "edge_distances": ()})
+    model = build_model(config, dataset_info())
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    (_, endpoints), variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), images)
+    assert endpoints["logit_maps"].shape == (2, 16, 16, CLASSES)
+    assert variables["params"]["head"]["coarse_kernel"].shape == (channels, CLASSES)
+
+
+def test_coarse_maps_by_hand():
+    head = MapHead(2, mask_stride=4)
+    x, images = jnp.ones((1, 4, 4, 3)), jnp.zeros((1, 16, 16, 3))
+    # Left and right half; class 0 reads the left one's feature, class 1 twice the right one's.
+    coarse = jnp.array([[[[1.0, 0.0], [0.0, 1.0]]] * 2])  # [1, 2, 2, 2]
+    variables = head.init(jax.random.key(0), x, images, 1.0, coarse)
+    _, before = head.apply(variables, x, images, 1.0, coarse)
+    # It begins as if it were not there.
+    without = {"params": {name: variables["params"][name] for name in ("kernel", "bias")}}
+    np.testing.assert_array_equal(before, head.apply(without, x, images, 1.0)[1])
+    variables["params"]["coarse_kernel"] = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    _, after = head.apply(variables, x, images, 1.0, coarse)
+    # Cells have their centres at .5 and 1.5 of the coarse ones: half-way between these, three quarters and one quarter.
+    left = np.array([1.0, 0.75, 0.25, 0.0])
+    np.testing.assert_allclose((after - before)[0, 2, :, 0], left, atol=1e-6)
+    np.testing.assert_allclose((after - before)[0, 2, :, 1], 2 * left[::-1], atol=1e-6)
 
 
 # ---- The loop --------------------------------------------------------------------------------------------------------

@@ -121,17 +121,18 @@ def test_a_step_in_bfloat16_is_near_that_in_float32(plain):
     assert 0 < float(optax.tree.norm(optax.tree.sub(gradient, plain[0]))) < 0.05 * size
 
 
-@pytest.mark.parametrize("pool", ["softmax", "ngwp"])
-def test_classes_in_chunks_are_the_classes_at_once(monkeypatch, pool):
+@pytest.mark.parametrize("pool, coarse", [("softmax", False), ("ngwp", False), ("softmax", True)])
+def test_classes_in_chunks_are_the_classes_at_once(monkeypatch, pool, coarse):
     # Ten classes as 4, 4 and 2, with cells of depth-to-space; ngwp's classes depend on each other and are no chunks.
     head = map_head.MapHead(10, factor=2, mask_stride=2, map_blur=0.7, edge_distances=(2, 1), pooling=pool)
     x, images = jax.random.normal(jax.random.key(0), (2, 4, 4, 6)), jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-    variables = head.init(jax.random.key(2), x, images, 0.5)
+    coarse = jax.random.normal(jax.random.key(4), (2, 2, 2, 5)) if coarse else None
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, head.init(jax.random.key(2), x, images, 0.5, coarse))
     weights = jax.random.normal(jax.random.key(3), (2, 10))
 
     def run():
         def loss(variables, x):
-            scores, maps = head.apply(variables, x, images, 0.5)
+            scores, maps = head.apply(variables, x, images, 0.5, coarse)
             return (weights * scores).sum(), (scores, maps)
 
         return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x)

@@ -139,7 +139,7 @@ class EfficientNetLite(nn.Module):
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Images to the features [B, H / 32, W / 32, 1280] that the head reads."""
-        return self._top(self.encode(images, train), train)
+        return self.last(self.encode(images, train), train)
 
     def head(self, features: jax.Array) -> jax.Array:
         """Features to scores [B, C]: their mean over space, and a linear layer."""
@@ -148,9 +148,10 @@ class EfficientNetLite(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None):
         """Images, normalised as (pixel - 127) / 128, to `(scores [B, C], endpoints)`."""
         endpoints = self.encode(images, train, given)
-        features = self._top(endpoints, train)
+        features = self.last(endpoints, train)
         return self.head(features), endpoints | {"features": features}
 
-    def _top(self, endpoints, train):
+    def last(self, endpoints: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+        """What `encode` gives to the features that the head reads."""
         averages = not train or self.frozen_norm
         return nn.relu6(self.top_norm(self.top_conv, endpoints["stride32"], averages))

@@ -70,6 +70,7 @@ class EncoderUNet(nn.Module):
       width: channels of the decoder.
       decoder: one of DECODERS; "aspp" puts `AtrousHead` on the encoder's last level and takes no other.
       decoder_depth: 3x3 convolutions per level of the U-Net's decoder.
+      coarse_maps: the maps are a sum of the decoder's and of a linear layer's on the backbone's last features.
       mask_stride: pixels per cell of the logit maps; a stride of the encoder.
       map_blur, edge_distances, edge_scale, norm, pooling, pooling_temperature, bias, dtype: as in `UNet`; `norm` is
         that of the U-Net's decoder.
@@ -81,6 +82,7 @@ class EncoderUNet(nn.Module):
     width: int = 64
     decoder: str = "unet"
     decoder_depth: int = 1
+    coarse_maps: bool = False
     mask_stride: int = 4
     map_blur: float = 0.0
     edge_distances: tuple[int, ...] = ()
@@ -124,7 +126,9 @@ class EncoderUNet(nn.Module):
             self.dtype,
             name="head",
         )
-        scores, logit_maps = head(x, images, self.pooling_temperature if temperature is None else temperature)
+        coarse = self.backbone.last(endpoints, train) if self.coarse_maps else None
+        temperature = self.pooling_temperature if temperature is None else temperature
+        scores, logit_maps = head(x, images, temperature, coarse)
         return scores, endpoints | {"logit_maps": logit_maps, "features": x}
 
     def _decode(self, endpoints, train):
@@ -183,6 +187,7 @@ def build_encoder_unet(config, info: DatasetInfo) -> EncoderUNet:
         width=options.decoder_width,
         decoder=options.decoder,
         decoder_depth=options.decoder_depth,
+        coarse_maps=options.coarse_maps,
         mask_stride=options.mask_stride,
         map_blur=float(options.map_blur),
         edge_distances=tuple(options.edge_distances),

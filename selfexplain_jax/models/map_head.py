@@ -38,6 +38,9 @@ def shrink(images: jax.Array, factor: int) -> jax.Array:
 class MapHead(nn.Module):
     """A linear layer on each cell, the filters that finish its maps, and the pool.
 
+    Coarse features, if given, add a linear layer of their own, resized to the maps: a backbone's last features tell
+    classes apart linearly from the first step on, where a decoder has to learn to hand them on.
+
     Attributes:
       num_classes: C.
       factor: the layer's output leaves by depth-to-space: so many cells per cell of the features and axis.
@@ -56,8 +59,12 @@ class MapHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, images: jax.Array, temperature: float | jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, images: jax.Array, temperature: float | jax.Array, coarse: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Features [B, h, w, K] of images [B, H, W, 3] to scores [B, C] and logit maps [B, H / s, W / s, C].
+
+        `coarse` [B, h', w', K'] are features with fewer cells, or None.
 
         Both are float32; s is the mask stride. Where nobody uses the maps, the compiler leaves them out.
         """
@@ -65,44 +72,53 @@ class MapHead(nn.Module):
         shape = (x.shape[-1], cells * self.num_classes)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.constant(self.bias), shape[1:])
+        parameters = (kernel, bias)
+        if coarse is not None:
+            # From zero, so that the maps begin as the bias has them.
+            parameters += (self.param("coarse_kernel", nn.initializers.zeros, (coarse.shape[-1], self.num_classes)),)
         size = images.shape[1] // self.mask_stride
         filters = []
         if self.edge_distances:
             filters = edges.edge_filters(shrink(images, self.mask_stride), self.edge_distances, self.edge_scale)
 
-        def draw(x, kernel, bias):
-            maps = jax.lax.dot_general(
-                x.astype(self.dtype),
-                kernel.astype(self.dtype),
-                (((x.ndim - 1,), (0,)), ((), ())),
-                preferred_element_type=jnp.float32,
-            )
-            maps = depth_to_space(maps + bias.reshape(1, 1, 1, -1), self.factor)  # [B, f h, f w, c]
-            if maps.shape[1] != size:
-                maps = jax.image.resize(maps, (maps.shape[0], size, size, maps.shape[3]), "bilinear")
+        def linear(x, kernel):
+            contracted = (((x.ndim - 1,), (0,)), ((), ()))
+            x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+            return jax.lax.dot_general(x, kernel, contracted, preferred_element_type=jnp.float32)
+
+        def resized(maps):
+            if maps.shape[1] == size:
+                return maps
+            return jax.image.resize(maps, (maps.shape[0], size, size, maps.shape[3]), "bilinear")
+
+        def draw(x, coarse, kernel, bias, coarse_kernel=None):
+            maps = resized(depth_to_space(linear(x, kernel) + bias.reshape(1, 1, 1, -1), self.factor))
+            if coarse_kernel is not None:
+                maps = maps + resized(linear(coarse, coarse_kernel))  # [B, H / s, W / s, c]
             if self.map_blur > 0:
                 maps = masking.blur(maps, self.map_blur)
             return edges.filter_maps(maps, filters, self.edge_distances)  # [B, H / s, W / s, c]
 
-        def score(x, kernel, bias):
-            return pooling.pool(draw(x, kernel, bias), self.pooling, temperature)
+        def score(x, coarse, *parameters):
+            return pooling.pool(draw(x, coarse, *parameters), self.pooling, temperature)
 
-        maps = draw(x, kernel, bias)
+        maps = draw(x, coarse, *parameters)
         if self.num_classes <= MOST_CLASSES:
             return pooling.pool(maps, self.pooling, temperature), maps
         if self.pooling in ALL_CLASSES:
-            return jax.checkpoint(score)(x, kernel, bias), maps
+            return jax.checkpoint(score)(x, coarse, *parameters), maps
         chunks = -(-self.num_classes // MOST_CLASSES)
         each = -(-self.num_classes // chunks)
 
         def cut(parameter):
             """[..., cells C] to [chunks, ..., cells each], with classes of zeros at the end."""
+            cells = parameter.shape[-1] // self.num_classes
             parameter = parameter.reshape(*parameter.shape[:-1], cells, self.num_classes)
             missing = chunks * each - self.num_classes
             parameter = jnp.pad(parameter, [(0, 0)] * (parameter.ndim - 1) + [(0, missing)])
             parameter = jnp.moveaxis(parameter.reshape(*parameter.shape[:-1], chunks, each), -2, 0)
             return parameter.reshape(chunks, *parameter.shape[1:-2], cells * each)
 
-        parts = (cut(kernel), cut(bias))
-        scores = jax.lax.map(jax.checkpoint(lambda part: score(x, *part)), parts)  # [chunks, B, each]
+        parts = tuple(map(cut, parameters))
+        scores = jax.lax.map(jax.checkpoint(lambda part: score(x, coarse, *part)), parts)  # [chunks, B, each]
         return jnp.moveaxis(scores, 0, 1).reshape(x.shape[0], -1)[:, : self.num_classes], maps

@@ -151,7 +151,12 @@ class ResNet(nn.Module):
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Images to the features [B, h, w, K] that the head reads: those of the last stage."""
-        return self.encode(images, train)[f"stride{self.output_stride}"]
+        return self.last(self.encode(images, train))
+
+    def last(self, endpoints: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+        """What `encode` gives to the features that the head reads."""
+        del train
+        return endpoints[f"stride{self.output_stride}"]
 
     def head(self, features: jax.Array) -> jax.Array:
         """Features to scores [B, C]: their mean over space, and a linear layer."""
@@ -160,5 +165,5 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False, given: Mapping[str, jax.Array] | None = None):
         """Images, normalised by ImageNet's mean and standard deviation, to `(scores [B, C], endpoints)`."""
         endpoints = self.encode(images, train, given)
-        features = endpoints[f"stride{self.output_stride}"]
+        features = self.last(endpoints)
         return self.head(features), endpoints | {"features": features}

@@ -86,7 +86,12 @@ class VGG(nn.Module):
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Images to the features [B, H / 32, W / 32, 512] that the head reads: those of the last pooling."""
-        return self.encode(images, train)[f"stride{self.strides[-1]}"]
+        return self.last(self.encode(images, train))
+
+    def last(self, endpoints: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+        """What `encode` gives to the features that the head reads."""
+        del train
+        return endpoints[f"stride{self.strides[-1]}"]
 
     def head(self, features: jax.Array) -> jax.Array:
         """Features to scores [B, C]; without the dropout that the original trains with."""
