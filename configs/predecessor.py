@@ -32,6 +32,7 @@ def get_config(variant="unet"):
         return config
     config.data.name = "voc2007"
     config.data.train_split, config.data.eval_split = "main_train", "main_test"
+    config.data.num_threads = 2
     deeplab_network(config)
     # Losses and masks at the stride of the last features, where it resizes the maps of all classes to the image.
     config.model.mask_stride = 8
