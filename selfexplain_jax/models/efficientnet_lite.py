@@ -38,6 +38,21 @@ LITE0 = (
 STEM_CHANNELS, TOP_CHANNELS = 32, 1280
 
 
+def split_phases(x: jax.Array) -> jax.Array:
+    """[B, h, w, K] to [4 B, h, w, K]: each image as it is, and moved by a cell left, up, and both; zeros follow."""
+    height, width, channels = x.shape[1:]
+    padded = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    moved = [padded[:, a : a + height, b : b + width] for a in (0, 1) for b in (0, 1)]
+    return jnp.stack(moved, axis=1).reshape(-1, height, width, channels)  # [4 B, h, w, K]
+
+
+def join_phases(x: jax.Array) -> jax.Array:
+    """[4 B, h, w, K] to [B, 2 h, 2 w, K]: the cells of the four images of `split_phases` at their places."""
+    height, width, channels = x.shape[1:]
+    x = x.reshape(-1, 2, 2, height, width, channels).transpose(0, 3, 1, 4, 2, 5)  # [B, h, 2, w, 2, K]
+    return x.reshape(-1, 2 * height, 2 * width, channels)  # [B, 2 h, 2 w, K]
+
+
 class StemConv(nn.Module):
     """3x3 convolution of stride 2, "SAME" padding, no bias."""
 
@@ -89,16 +104,22 @@ class EfficientNetLite(nn.Module):
       num_classes: C.
       frozen_norm: batch normalisation keeps its running statistics in training too.
       stages: table of the blocks.
+      output_stride: 32, or 16, at which the blocks behind see the four images of `split_phases`: what they would give
+        to the whole at every second cell, they give for every cell ("shift and stitch", Long et al. 2015, section 3.2).
       dtype: see precision.py.
     """
 
     num_classes: int
     frozen_norm: bool = False
     stages: tuple[Stage, ...] = LITE0
+    output_stride: int = 32
     dtype: jnp.dtype = jnp.float32
 
     spatial_features = True
-    strides = (2, 4, 8, 16, 32)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(stride for stride in (2, 4, 8, 16, 32) if stride <= self.output_stride)
 
     def setup(self):
         self.stem_conv = StemConv(STEM_CHANNELS, self.dtype)
@@ -124,15 +145,22 @@ class EfficientNetLite(nn.Module):
     ) -> dict[str, jax.Array]:
         """Images [B, H, W, 3] to {"stride2": [B, H / 2, W / 2, 16], ..., "stride32": [B, H / 32, W / 32, 320]}.
 
-        Features in `given`, by these names, stand in for those computed.
+        The last stride, `output_stride`, holds the last block. Features in `given`, by these names, stand in for those
+        computed.
         """
         averages, given = not train or self.frozen_norm, given or {}
         x = nn.relu6(self.stem_norm(self.stem_conv, images, averages))
         stride, endpoints = 2, {}
         for block, following in zip(self.block, [*self.block[1:], None], strict=True):
             stride *= block.stride
+            if block.stride > 1 and stride > self.output_stride:
+                height, width = x.shape[1:3]
+                x = split_phases(x)
             x = block(x, train)
-            if following is None or following.stride > 1:  # the last of this stride
+            if following is None and stride > self.output_stride:
+                x, stride = join_phases(x)[:, :height, :width], self.output_stride
+            # The last of this stride, unless the blocks behind keep it.
+            if following is None or 1 < following.stride <= self.output_stride // stride:
                 x = given.get(f"stride{stride}", x)
                 endpoints[f"stride{stride}"] = x
         return endpoints
@@ -154,4 +182,4 @@ class EfficientNetLite(nn.Module):
     def last(self, endpoints: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
         """What `encode` gives to the features that the head reads."""
         averages = not train or self.frozen_norm
-        return nn.relu6(self.top_norm(self.top_conv, endpoints["stride32"], averages))
+        return nn.relu6(self.top_norm(self.top_conv, endpoints[f"stride{self.output_stride}"], averages))
