@@ -45,9 +45,16 @@ def tiny_config():
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """A run from start to end, and its folder."""
-    workdir = tmp_path_factory.mktemp("uninterrupted")
-    return loop.train(tiny_config(), str(workdir)), workdir
+    """A run from start to end, and its folder, in which titles.json has those of the picture's columns."""
+    workdir, save_grid = tmp_path_factory.mktemp("uninterrupted"), loop.pictures.save_grid
+
+    def noted(path, columns):
+        (workdir / "titles.json").write_text(json.dumps(list(columns)))
+        save_grid(path, columns)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.pictures, "save_grid", noted)
+        return loop.train(tiny_config(), str(workdir)), workdir
 
 
 def assert_same_bytes(one, other):
@@ -86,6 +93,9 @@ def test_run_writes_what_it_promises(uninterrupted):
         metrics_of(workdir)[0]
     )
     assert (workdir / "pictures" / "masks_000007.png").stat().st_size > 1000
+    # The image comes first.
+    titles = ["image", "target mask", "object", "background", "non target mask"]
+    assert json.loads((workdir / "titles.json").read_text()) == titles
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "6", "7"]
 
 

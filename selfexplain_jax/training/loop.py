@@ -270,7 +270,7 @@ class _Run:
                 return
             real = examples()["valid"] > 0
             drawn = jax.device_get(of_state(state, examples()))
-            drawn = {name.replace("_", " "): array[real] for name, array in drawn.items()}
+            drawn = {name.replace("_", " "): drawn[name][real] for name in steps.PICTURES}
             self._writer.images(self.step, drawn)
             path = self._workdir / "pictures" / f"masks_{self.step:06d}.png"
             pictures.save_grid(path, {name: list(array) for name, array in drawn.items()})

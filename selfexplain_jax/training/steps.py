@@ -131,6 +131,10 @@ def denormalise(images: jax.Array, config) -> jax.Array:
     return jnp.clip((images * std.reshape(1, 1, 1, 3) + mean.reshape(1, 1, 1, 3)) / 255.0, 0.0, 1.0)
 
 
+PICTURES = ("image", "target_mask", "object", "background", "non_target_mask")
+"""What `mask_pictures` draws, in the order in which one reads it (jit sorts names)."""
+
+
 def mask_pictures(state: TrainState, batch: dict, *, config, model) -> dict[str, jax.Array]:
     """Masks as they form, for pictures.
 
