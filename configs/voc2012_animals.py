@@ -22,7 +22,16 @@ def get_config(variant="self_explainer"):
     config.data.name = "voc2012"
     config.data.options = {"classes": ("cat", "dog", "horse", "cow", "sheep", "person"), "empty": "drop"}
     config.data.image_size = 128
+    # At 128 px the last level would have four by four cells.
+    config.model.output_stride = 16
     config.data.train_split, config.data.eval_split = "train_aug", "val"
+    # The coarse maps tell the six classes apart from the first step on: there is no plateau to be helped over.
+    objective = config.objective
+    del objective["ranking"]
+    objective.classification.start = objective.classification.ramp = 0
+    for name in ("object", "background", "evaluator", "area_target", "area_non_target"):
+        objective[name].start, objective[name].ramp = 80, 50
+    objective.evaluator.weight, objective.area_target.weight, objective.affinity.weight = 1.0, 0.3, 3.0
     # One present class at a time in the object pass, so that each class has a mask of its own.
     config.passes.classes_per_image = 1
     config.evaluation.batch_size = 50

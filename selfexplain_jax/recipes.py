@@ -182,6 +182,10 @@ def photo_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     # A batch of 16 is too few for batch statistics of its own.
     config.model.frozen_norm = True
     config.model.mask_stride = 4
+    config.model.coarse_maps = True
+    # Objects fill more or less of a photo: a pool nearer the mean, which every cell counts in, asks for half of it.
+    config.model.pooling_temperature = 1.0
+    config.model.temperature_steps = 0
     config.train.backbone_rate = 0.1
     config.train.batch_size = 16
     config.train.learning_rate = 2e-3
@@ -189,7 +193,6 @@ def photo_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     config.train.warmup_steps = 20
     config.train.checkpoint_every = 100
     # A pretrained encoder knows the classes after a few steps: everything comes early.
-    config.model.temperature_steps = 300
     for name in ("classification", "object", "background", "evaluator", "area_target", "area_non_target", "smoothness"):
         config.objective[name].start = 50
     for name in ("classification", "object", "background", "evaluator"):
