@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from selfexplain_jax.data import scenes
-from selfexplain_jax.data.scenes import coverage, polygon_area, render, sample_scene, shape_vertices
+from selfexplain_jax.data import scene_pixels, scenes
+from selfexplain_jax.data.scene_pixels import coverage, render
+from selfexplain_jax.data.scenes import polygon_area, sample_scene, shape_vertices
 from selfexplain_jax.data.synthetic import Synthetic
 from selfexplain_jax.types import UserError
 
@@ -101,7 +102,7 @@ def test_same_index_same_item_in_any_order_and_copy():
 def test_threads_give_the_same_items():
     source = Synthetic(max_objects=3).source("train")
     expected = [source[index] for index in range(60)]
-    scenes.texture_tile.cache_clear()  # So that the threads also race for the tiles.
+    scene_pixels.texture_tile.cache_clear()  # So that the threads also race for the tiles.
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(source.__getitem__, range(60)))
     assert all(map(same, expected, found))
@@ -324,7 +325,7 @@ def test_border_of_an_axis_parallel_square_is_anti_aliased():
 
 @pytest.mark.parametrize("family", scenes.OBJECT_TEXTURES + ("stripes", "checks"))
 def test_tiles_use_both_colours_and_wrap_around(family):
-    tile, cell = scenes.texture_tile(family, 64)
+    tile, cell = scene_pixels.texture_tile(family, 64)
     assert cell == 10 and tile.shape == (200, 200) and tile.dtype == np.uint8
     assert 0.2 < tile.mean() / 255 < 0.7
     assert tile.min() < 20 and tile.max() > 235

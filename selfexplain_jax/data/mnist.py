@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from selfexplain_jax.data.records import Records, records_folder
-from selfexplain_jax.data.scenes import BACKGROUND_TEXTURES, PERIOD_RANGE, Scene, Texture, render
+from selfexplain_jax.data.scene_pixels import render
+from selfexplain_jax.data.scenes import BACKGROUND_TEXTURES, PERIOD_RANGE, Scene, Texture
 from selfexplain_jax.types import DatasetInfo, Example, UserError, is_whole_number
 
 SPLITS = {"train": ("train", 0, 55_000), "validation": ("train", 55_000, 60_000), "test": ("test", 0, 10_000)}

@@ -1,6 +1,7 @@
 """Synthetic: textured shapes on textured backgrounds, drawn on the fly, with the exact mask of every object.
 
-A picture is fixed by (seed, split, index) alone; what is in it and how it is drawn is in `data/scenes.py`.
+A picture is fixed by (seed, split, index) alone; what is in it is in scenes.py, and how it is drawn in
+scene_pixels.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import operator
 
 import numpy as np
 
-from selfexplain_jax.data.scenes import MAX_CLASSES, MAX_OBJECTS, OBJECT_TEXTURES, SHAPES, Scene, render, sample_scene
+from selfexplain_jax.data.scene_pixels import render
+from selfexplain_jax.data.scenes import MAX_CLASSES, MAX_OBJECTS, OBJECT_TEXTURES, SHAPES, Scene, sample_scene
 from selfexplain_jax.types import DatasetInfo, Example, UserError, is_whole_number
 
 SPLITS = ("train", "validation", "test")
