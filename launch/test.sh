@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Style and tests, as continuous integration runs them. Arguments go to pytest: bash launch/test.sh tests/test_explain.py -x
-# Slow tests are left out; `bash launch/test.sh -m slow` runs those. Two processes share the files; -n 0 is one process.
+# Slow tests are left out; `bash launch/test.sh -m slow` runs those. Two processes share the tests; -n 0 is one process.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -8,4 +8,4 @@ install "$root/requirements-test.txt"
 
 cd "$root"
 "$python" -m ruff check .
-"$python" -m pytest -n 2 --dist loadfile "$@"
+"$python" -m pytest -n 2 --dist worksteal "$@"
