@@ -1,7 +1,7 @@
 """Self-Explainer, classifier and Explainer on six animals of PASCAL VOC 2012: cat, dog, horse, cow, sheep, person.
 
 Method:   decoder on a pretrained EfficientNet-Lite0, several classes a photo, image labels alone.
-Hardware: two CPU cores in the better part of an hour, or one GPU in minutes.
+Hardware: two CPU cores in half an hour, or one GPU in minutes.
 Command:  python -m selfexplain_jax.main --config=configs/voc2012_animals.py --workdir=runs/voc2012_animals
 Data:     python -m selfexplain_jax.data.prepare --dataset=voc2012 --data_dir=DIR, then --config.data.data_dir=DIR.
 Variants: self_explainer, classifier (EfficientNet-Lite0 itself), explainer (Stalder et al. 2022, on that classifier,
