@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.models.backbones import InputChange, input_change, named_backbone
-from selfexplain_jax.models.map_head import MapHead
+from selfexplain_jax.models.map_head import head_of
 from selfexplain_jax.models.precision import compute_dtype
 from selfexplain_jax.models.unet import Norm, ResidualConv, check_maps, upsample_nearest
 from selfexplain_jax.types import DatasetInfo, UserError
@@ -114,21 +114,9 @@ class EncoderUNet(nn.Module):
         endpoints = self.backbone.encode(self.input_change(images), train, given)
         decode = self._decode if self.decoder == "unet" else self._atrous
         x = decode(endpoints, train)  # [B, H / stride, W / stride, width]
-        head = MapHead(
-            self.num_classes,
-            1,
-            self.mask_stride,
-            self.map_blur,
-            self.edge_distances,
-            self.edge_scale,
-            self.pooling,
-            self.bias,
-            self.dtype,
-            name="head",
-        )
         coarse = self.backbone.last(endpoints, train) if self.coarse_maps else None
         temperature = self.pooling_temperature if temperature is None else temperature
-        scores, logit_maps = head(x, images, temperature, coarse)
+        scores, logit_maps = head_of(self)(x, images, temperature, coarse)
         return scores, endpoints | {"logit_maps": logit_maps, "features": x}
 
     def _decode(self, endpoints, train):

@@ -68,8 +68,7 @@ class MapHead(nn.Module):
 
         Both are float32; s is the mask stride. Where nobody uses the maps, the compiler leaves them out.
         """
-        cells = self.factor**2
-        shape = (x.shape[-1], cells * self.num_classes)
+        shape = (x.shape[-1], self.factor**2 * self.num_classes)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.constant(self.bias), shape[1:])
         parameters = (kernel, bias)
@@ -122,3 +121,19 @@ class MapHead(nn.Module):
         parts = tuple(map(cut, parameters))
         scores = jax.lax.map(jax.checkpoint(lambda part: score(x, coarse, *part)), parts)  # [chunks, B, each]
         return jnp.moveaxis(scores, 0, 1).reshape(x.shape[0], -1)[:, : self.num_classes], maps
+
+
+def head_of(network: nn.Module, factor: int = 1) -> MapHead:
+    """The head of a network that draws maps, by its options; call it inside of the network. `factor`: see `MapHead`."""
+    return MapHead(
+        num_classes=network.num_classes,
+        factor=factor,
+        mask_stride=network.mask_stride,
+        map_blur=network.map_blur,
+        edge_distances=network.edge_distances,
+        edge_scale=network.edge_scale,
+        pooling=network.pooling,
+        bias=network.bias,
+        dtype=network.dtype,
+        name="head",
+    )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.models import masking, pooling
-from selfexplain_jax.models.map_head import MapHead, depth_to_space
+from selfexplain_jax.models.map_head import depth_to_space, head_of
 from selfexplain_jax.models.precision import compute_dtype
 from selfexplain_jax.types import DatasetInfo, UserError, is_whole_number
 
@@ -166,19 +166,8 @@ class UNet(nn.Module):
             x = nn.relu(Norm(self.norm, dtype, name="refine_norm")(x, train))
             factor = 1
         x = given.get("features", x)
-        head = MapHead(
-            self.num_classes,
-            factor,
-            self.mask_stride,
-            self.map_blur,
-            self.edge_distances,
-            self.edge_scale,
-            self.pooling,
-            self.bias,
-            dtype,
-            name="head",
-        )
-        scores, logit_maps = head(x, images, self.pooling_temperature if temperature is None else temperature)
+        temperature = self.pooling_temperature if temperature is None else temperature
+        scores, logit_maps = head_of(self, factor)(x, images, temperature)
         levels = {f"level{level}": skip for level, skip in enumerate(skips)}
         return scores, levels | {"logit_maps": logit_maps, "features": x}
 
