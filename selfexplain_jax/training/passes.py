@@ -201,12 +201,8 @@ def rematerialised(function, how: str):
     """A pass of the network that keeps less for its gradient, by `config.model.rematerialise`; the same numbers."""
     if how == "none":
         return function
-    return jax.checkpoint(function, policy=_is_product if how == "elementwise" else None)
-
-
-def _is_product(primitive, *_, **__) -> bool:
-    """Whether the result of that operation is kept: what is elementwise between them is cheap to compute again."""
-    return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
+    # Convolutions and products are kept: what is elementwise between them is cheap to compute again.
+    return jax.checkpoint(function, policy=jax.checkpoint_policies.dots_saveable if how == "elementwise" else None)
 
 
 def run_passes(
