@@ -16,7 +16,7 @@ def self_explainer_recipe(config: ml_collections.ConfigDict) -> ml_collections.C
     """
     # Classification alone until this step; then all passes, their weights growing over `ramp` steps.
     start, ramp = 300, 200
-    # Drawing takes many short calls: two threads would hand the lock of Python to and fro, and draw fewer pictures.
+    # Drawing takes many short calls, and Python's lock in between: a second thread was measured to add nothing.
     config.data.num_threads = 1
     config.train.steps = 2400
     config.train.batch_size = 32

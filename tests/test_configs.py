@@ -137,7 +137,6 @@ def test_small_experiments_take_real_steps_with_all_their_terms(variant, tmp_pat
     config = load(f"configs/synthetic.py:{variant}")
     config.data.image_size, config.train.batch_size, config.train.steps, config.train.warmup_steps = 32, 4, 2, 1
     config.model.widths = (8,) * len(config.model.widths)
-    config.train.picture_every = 0
     for term in config.objective.values():
         term.start = term.ramp = 0
     result = loop.train(config, str(tmp_path))

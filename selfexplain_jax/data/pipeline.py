@@ -69,15 +69,16 @@ def _ordered(source: _CheckedSource, config: ml_collections.ConfigDict) -> grain
     """The endless stream of examples: shuffled epochs, or draws by weight."""
     seed = _derived_seed(config.seed, "shuffle")
     # Positions are shuffled, and examples read behind: a source that Grain reads itself has every item measured.
+    positions = grain.MapDataset.range(len(source))
     if not config.data.balance:
-        return grain.MapDataset.range(len(source)).shuffle(seed).repeat().map(source.__getitem__)
+        return positions.shuffle(seed).repeat().map(source.__getitem__)
     cumulative = np.cumsum(balance.sampling_weights(source.labels(), config.data.balance))
 
     def draw(_, rng: np.random.Generator) -> int:
         # Rounding may leave the last sum below 1.
         return min(int(np.searchsorted(cumulative, rng.random(), side="right")), len(cumulative) - 1)
 
-    return grain.MapDataset.range(len(source)).repeat().random_map(draw, seed=seed).map(source.__getitem__)
+    return positions.repeat().random_map(draw, seed=seed).map(source.__getitem__)
 
 
 def evaluation_batches(

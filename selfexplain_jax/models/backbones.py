@@ -39,9 +39,13 @@ class Backbone:
     weights: str
 
 
+def _check_output_stride(options, possible):
+    if options.output_stride not in possible:
+        raise UserError(f"config.model.output_stride = {options.output_stride} is not one of {possible}.")
+
+
 def _efficientnet_lite0(num_classes, options):
-    if options.output_stride not in (32, 16):
-        raise UserError(f"config.model.output_stride = {options.output_stride} is not one of (32, 16).")
+    _check_output_stride(options, (32, 16))
     return EfficientNetLite(
         num_classes, options.frozen_norm, output_stride=options.output_stride, dtype=compute_dtype(options)
     )
@@ -55,8 +59,7 @@ def _resnet18(num_classes, options):
 
 
 def _resnet50(num_classes, options):
-    if options.output_stride not in OUTPUT_STRIDES:
-        raise UserError(f"config.model.output_stride = {options.output_stride} is not one of {OUTPUT_STRIDES}.")
+    _check_output_stride(options, OUTPUT_STRIDES)
     return ResNet(
         num_classes, (3, 4, 6, 3), True, options.frozen_norm, options.output_stride, dtype=compute_dtype(options)
     )
