@@ -12,11 +12,12 @@ from goldens import formula
 
 from selfexplain_jax import evaluate
 from selfexplain_jax.config import base_config, load_config
+from selfexplain_jax.data import pipeline
 from selfexplain_jax.models import MODELS, backbones, build_model, pretrained
 from selfexplain_jax.models.backbones import BACKBONES, Backbone
 from selfexplain_jax.models.map_head import MapHead
 from selfexplain_jax.models.resnet import ResNet
-from selfexplain_jax.training import loop
+from selfexplain_jax.training import experiment, loop, steps
 from selfexplain_jax.training.optimizer import build_optimizer
 from selfexplain_jax.training.state import make_predictor
 from selfexplain_jax.types import DatasetInfo, UserError
@@ -166,6 +167,30 @@ def test_plain_classifier_trains_and_is_evaluated(weights_file, tmp_path):
     assert "term/classification" in logged[-1] and "mask_area" not in logged[-1]
     # The weights were trained, unlike the head of the file, which has seven classes.
     assert result.state.params["backbone"]["classifier"]["bias"].shape == (8,)
+
+
+def test_a_backbone_at_rate_0_gets_no_gradient_and_takes_none_from_the_rest(weights_file):
+    config = self_explainer(weights_file[0])
+    config.objective = {name: {"weight": 1.0} for name in ("classification", "object", "background", "evaluator")}
+    built = experiment.build(config)
+    state = loop.untrained(config).state
+    batch = next(iter(pipeline.train_iterator(built.dataset, config)))
+
+    def gradient(rate):
+        options = config.copy_and_resolve_references()
+        options.train.backbone_rate = rate
+
+        def loss(params):
+            return steps.loss_and_logs(
+                params, state, batch, jax.random.key(0), config=options, model=built.model, explain=True
+            )[0]
+
+        return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(state.params))
+
+    frozen, trained = gradient(0.0), gradient(0.1)
+    assert max(np.abs(part).max() for part in jax.tree.leaves(frozen.pop("backbone"))) == 0
+    assert max(np.abs(part).max() for part in jax.tree.leaves(trained.pop("backbone"))) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), frozen, trained)
 
 
 def test_backbone_rate_scales_the_update_of_the_backbone_alone():

@@ -41,6 +41,8 @@ SHOWN = {"object_scores": [SCORES, [9.0, 9.0]], "object_label": [[1, 0], [0, 0]]
 FOUR_CELLS = np.stack([[[logit(0.3), logit(0.9)], [logit(0.2), logit(0.6)]], np.full((2, 2), 9.0)], axis=-1)
 BOUNDS = {"lower": 0.25, "upper": 0.5}
 
+UNLIKE = np.stack([[[logit(0.9), logit(0.7)], [logit(0.2), logit(0.5)]], np.full((2, 2), 9.0)], axis=-1)
+
 # Three by three cells that all say (log 3, 0), but for the middle one.
 RING = np.broadcast_to(np.asarray([LN3, 0.0]), (3, 3, 2)).copy()
 RING[1, 1] = 9.0
@@ -132,6 +134,33 @@ BY_HAND = [
     ("area_bounds", "sigmoid", BOUNDS, [1, 0], {"logit_maps": FOUR_CELLS}, 0.15),
     # All but the middle cell: softplus(log 3) = log 4; the classes' shares there are 3/4 and 1/4.
     ("border", "sigmoid", {"width": 0.3}, [1, 0], {"logit_maps": RING}, math.log(4) + math.log(2 / math.sqrt(3))),
+    # Cells of four colours, which stay as they are: .9 and .7 are the object, .2 is not, and .5 is undecided.
+    (
+        "self_training",
+        "sigmoid",
+        {},
+        [1, 0],
+        {"logit_maps": UNLIKE, "image": np.arange(12).reshape(2, 2, 3) * 9.0},
+        -(math.log(0.9) + math.log(0.7) + math.log(0.8)) / 4,
+    ),
+    # Both classes are present: the stronger has the cell (.9 before .8), and the other is to leave it.
+    (
+        "self_training",
+        "sigmoid",
+        {},
+        [1, 1],
+        {"logit_maps": [[[logit(0.9), logit(0.8)]]], "image": np.zeros((1, 1, 3))},
+        -(math.log(0.9) + math.log(0.2)) / 2,
+    ),
+    # Two cells of one colour (.9 and .5) become .7 both, and so the object.
+    (
+        "self_training",
+        "sigmoid",
+        {"reach": 1, "repeats": 1},
+        [1, 0],
+        {"logit_maps": [[[logit(0.9), 9.0], [0.0, 9.0]]], "image": np.zeros((1, 2, 3))},
+        -(math.log(0.9) + math.log(0.5)) / 2,
+    ),
     ("binarisation", "sigmoid", {}, [1, 0], MASKS, 0.75),
     ("binarisation", "sigmoid", {}, [1, 0], {"target_mask": [[0.0], [1.0]]}, 0.0),
 ]

@@ -170,6 +170,19 @@ def test_hard_masks_hide_all_or_nothing(setting):
     np.testing.assert_allclose(outputs["background_scores"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_smaller_passes_see_the_image_resized_behind_masks_of_its_own_size(setting):
+    model, state, batch = setting
+    small = jax.jit(lambda images: jax.image.resize(images, (BATCH, SIZE // 2, SIZE // 2, 3), "linear"))(batch["image"])
+    outputs = runner(setting, tiny_config(("object", "background", "evaluator"), image_size=SIZE // 2))()
+    whole = runner(setting, tiny_config(("area_target",)))()
+    np.testing.assert_allclose(outputs["target_mask"], whole["target_mask"], rtol=1e-6)
+    mask = masking.resize_mask(whole["target_mask"], SIZE // 2)[..., None]
+    for name, seen in (("object_scores", mask * small), ("background_scores", (1 - mask) * small)):
+        expected = jax.jit(model.apply)({"params": state.params}, seen)[0]
+        np.testing.assert_allclose(outputs[name].reshape(BATCH, CLASSES), expected, rtol=1e-4, atol=1e-5)
+    assert outputs["evaluator_scores"].shape == (BATCH, CLASSES)
+
+
 def test_an_image_without_classes_shows_nothing(setting):
     label = setting[2]["label"] * np.asarray([[1], [0], [1], [1]], np.float32)
     for count in (0, 2):
@@ -365,6 +378,7 @@ def test_evaluator_scores_do_not_depend_on_the_own_label(setting, infill):
         ({"infills": ("mirror",)}, "config.passes.infills = .*mirror"),
         ({"ema_decay": 1.0}, "config.passes.ema_decay = 1.0 must be in"),
         ({"classes_per_image": -1}, "config.passes.classes_per_image = -1 must be 0 or more"),
+        ({"image_size": 48}, "config.passes.image_size = 48 must be 0, or a multiple of 32 up to config.data"),
     ],
     ids=str,
 )

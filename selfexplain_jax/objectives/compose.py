@@ -21,6 +21,7 @@ TERMS = {
     "area_bounds": terms.area_bounds,
     "smoothness": terms.smoothness,
     "squared_smoothness": terms.squared_smoothness,
+    "self_training": terms.self_training,
     "binarisation": terms.binarisation,
     "affinity": terms.affinity,
     "border": terms.border,

@@ -200,6 +200,42 @@ def affinity(outputs: dict, label: jax.Array, *, link: str, scale: float = 0.2, 
     return (weight * mask + others - 2.0 * mask * others).mean(axis=(1, 2, 3))
 
 
+def self_training(
+    outputs: dict,
+    label: jax.Array,
+    *,
+    link: str,
+    upper: float = 0.6,
+    lower: float = 0.4,
+    scale: float = 0.2,
+    reach: int = 8,
+    repeats: int = 3,
+    max_classes: int = 3,
+) -> jax.Array:
+    """Masks agree with what the image's edges make of them: mean_c mean_u known(u) BCE(s_c(u), t_c(u)), c present.
+
+    r_c is S_c, smoothed `repeats` times within the image's edges (`edges.smooth_within_edges` at `reach` cells and each
+    half down to 1), without gradient. A cell is known where max_c r_c is `upper` or more, and of the class that reaches
+    it (t_c = 1), or where it is `lower` or less, and background; else it counts for nothing. The self-supervised
+    segmentation loss of Araslanov & Roth (CVPR 2020, section 3.3), with this project's filter for their PAMR and fixed
+    thresholds for those relative to the image's highest mask. At most `max_classes` present classes, as `area_bounds`.
+    """
+    del link
+    present, class_ids = jax.lax.top_k(label, min(int(max_classes), label.shape[1]))  # [B, k]
+    maps = jnp.take_along_axis(outputs["logit_maps"], class_ids[:, None, None, :], axis=-1)  # [B, h, w, k]
+    there = present[:, None, None, :]
+    distances = tuple(2**i for i in reversed(range(int(reach).bit_length())))
+    filters = edges.edge_filters(outputs["image"], distances, scale)
+    refined = jax.lax.stop_gradient(there * jax.nn.sigmoid(maps))
+    for _ in range(repeats):
+        refined = edges.filter_maps(refined, filters, distances)
+    best = refined.max(axis=-1, keepdims=True)  # [B, h, w, 1]
+    target = ((refined == best) & (best >= upper)).astype(maps.dtype)
+    known = ((best >= upper) | (best <= lower)).astype(maps.dtype)
+    loss = (known * optax.sigmoid_binary_cross_entropy(maps, target)).mean(axis=(1, 2))  # [B, k]
+    return (present * loss).sum(axis=1) / jnp.maximum(present.sum(axis=1), 1.0)
+
+
 def binarisation(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
     """mean_u 4 m (1 - m): 0 for a mask of zeros and ones, 1 for a grey one.
 

@@ -80,6 +80,14 @@ def validate_passes(config) -> None:
         )
     if not 0 <= passes.ema_decay < 1:
         raise UserError(f"config.passes.ema_decay = {passes.ema_decay} must be in [0, 1).")
+    size = config.data.image_size
+    if passes.image_size and not (0 < passes.image_size <= size and passes.image_size % 32 == size % 32 == 0):
+        raise UserError(
+            f"config.passes.image_size = {passes.image_size} must be 0, or a multiple of 32 up to "
+            f"config.data.image_size = {size}, itself a multiple of 32."
+        )
+    if passes.image_size and config.method == "explainer":
+        raise UserError("config.passes.image_size: an Explainer's classifier sees whole images: set it to 0.")
     if passes.classes_per_image < 0:
         raise UserError(f"config.passes.classes_per_image = {passes.classes_per_image} must be 0 or more.")
 
@@ -163,7 +171,9 @@ def explanation_passes(apply, live, frozen, outputs: dict, batch: dict, config, 
     """
     passes, objective = config.passes, config.objective
     images, label = batch["image"], batch["label"]
-    size = images.shape[1]
+    size = passes.image_size or images.shape[1]
+    if size != images.shape[1]:
+        images = jax.image.resize(images, (images.shape[0], size, size, 3), "linear")  # antialiased
     object_key, infill_key, evaluator_key = jax.random.split(rng, 3)
     harden = masking.harden if passes.hard_masks else lambda mask: mask
     target = masking.resize_mask(outputs["target_mask"], size)  # [B, H, W]
@@ -222,6 +232,9 @@ def run_passes(
     """
     temperature = pool_temperature(state.step, config)
     how = config.model.rematerialise
+    if config.train.backbone_rate == 0 and "backbone" in params:
+        # What is not trained needs no gradient of its weights, and below the first mask none at all.
+        params = params | {"backbone": jax.lax.stop_gradient(params["backbone"])}
 
     def image_pass(params, images):
         (scores, endpoints), updates = model.apply(
