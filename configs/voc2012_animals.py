@@ -6,7 +6,7 @@ Command:  python -m selfexplain_jax.main --config=configs/voc2012_animals.py --w
 Data:     python -m selfexplain_jax.data.prepare --dataset=voc2012 --data_dir=DIR, then --config.data.data_dir=DIR.
 Variants: self_explainer, classifier (EfficientNet-Lite0 itself), explainer (Stalder et al. 2022, on that classifier,
           which must be in runs/voc2012_animals_classifier: the command with :classifier behind the config's name).
-Score:    mean IoU .46 to .49 and mAP .90 to .92 in short runs, not run whole yet: docs/results.md has what was seen.
+Score:    mean IoU .485, continuous IoU .492, mAP .923 after 21 minutes of training (seed 0; docs/results.md).
 """
 
 from selfexplain_jax.config import base_config, check_variant
