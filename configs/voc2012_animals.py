@@ -23,14 +23,11 @@ def get_config(variant="self_explainer"):
     config.data.options = {"classes": ("cat", "dog", "horse", "cow", "sheep", "person"), "empty": "drop"}
     # Small images cost most: frozen features tell the six classes apart at an mAP of .82 at 128 px and .92 at 320.
     config.data.image_size = 320
-    config.model.output_stride = 16
+    config.model.output_stride = 32 if variant == "classifier" else 16
     config.model.decoder_width = 32
     # Far enough to fill an animal of one colour from its head.
     config.model.edge_distances = (8, 4, 2, 1)
     config.model.pooling_temperature = 0.25
-    # Frozen, the encoder takes no part in a code between masks and reader, and an image pass a third of the time.
-    config.train.backbone_rate = 0.0
-    config.train.learning_rate = 4e-3
     config.data.train_split, config.data.eval_split = "train_aug", "val"
     # The coarse maps tell the six classes apart from the first step on: there is no plateau to be helped over.
     objective = config.objective
@@ -47,20 +44,22 @@ def get_config(variant="self_explainer"):
     objective.object.weight, objective.background.weight = 1.0, 0.25
     # A mask that hides the animal asks for doubt of a class that is not to be seen, which costs what is.
     objective.evaluator.weight = 0.1
-    config.passes.image_size = 192
     config.train.steps = 420
     # One present class at a time in the object pass, so that each class has a mask of its own.
     config.passes.classes_per_image = 1
     config.evaluation.batch_size = 50
+    if variant == "self_explainer":
+        # Frozen, the encoder takes no part in a code between masks and reader, and image passes need no gradient of it.
+        config.train.backbone_rate = 0.0
+        config.train.learning_rate = 4e-3
+        config.passes.image_size = 192
     if variant == "classifier":
         classifier_recipe(config)
-        config.model.output_stride = 32
-        config.train.backbone_rate, config.train.learning_rate = 0.1, 2e-3
     if variant == "explainer":
         config.explainer.classifier = "runs/voc2012_animals_classifier"
         config.explainer.classifier_config = "configs/voc2012_animals.py:classifier"
-        config.passes.classes_per_image, config.passes.image_size = 0, 0
+        config.passes.classes_per_image = 0
         explainer_recipe(config, entropy=3.0, variation=1.0, bounds=0.8, target_area=0.01, non_target_area=0.3)
         # Ten times the paper's in the decoder, which is new; the paper's in the encoder.
-        config.train.learning_rate, config.train.backbone_rate = 1e-3, 0.1
+        config.train.learning_rate = 1e-3
     return config

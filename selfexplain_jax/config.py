@@ -128,8 +128,8 @@ def base_config() -> ml_collections.ConfigDict:
     passes.evaluator_masks = ("swapped", "blobs")
     # Present classes per image that are shown one at a time in the object pass (multi-label); 0: the target mask.
     passes.classes_per_image = 0
-    # Side in pixels at which objects, backgrounds and evaluator images are seen again; 0: that of the image. A pass
-    # over images of .6 of the side takes a third of the time.
+    # Side in pixels at which objects, backgrounds and evaluator images are seen again; 0: that of the image.
+    # Six tenths of the side are a third of the pixels.
     passes.image_size = 0
     # Decay of the exponential moving average of the parameters.
     passes.ema_decay = 0.99

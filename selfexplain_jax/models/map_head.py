@@ -85,15 +85,11 @@ class MapHead(nn.Module):
             x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
             return jax.lax.dot_general(x, kernel, contracted, preferred_element_type=jnp.float32)
 
-        def resized(maps):
-            if maps.shape[1] == size:
-                return maps
-            return jax.image.resize(maps, (maps.shape[0], size, size, maps.shape[3]), "bilinear")
-
         def draw(x, coarse, kernel, bias, coarse_kernel=None):
-            maps = resized(depth_to_space(linear(x, kernel) + bias.reshape(1, 1, 1, -1), self.factor))
+            maps = depth_to_space(linear(x, kernel) + bias.reshape(1, 1, 1, -1), self.factor)
+            maps = masking.resize_maps(maps, size)
             if coarse_kernel is not None:
-                maps = maps + resized(linear(coarse, coarse_kernel))  # [B, H / s, W / s, c]
+                maps = maps + masking.resize_maps(linear(coarse, coarse_kernel), size)  # [B, H / s, W / s, c]
             if self.map_blur > 0:
                 maps = masking.blur(maps, self.map_blur)
             return edges.filter_maps(maps, filters, self.edge_distances)  # [B, H / s, W / s, c]

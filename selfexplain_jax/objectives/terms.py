@@ -87,8 +87,7 @@ def object(outputs: dict, label: jax.Array, *, link: str, target: str = "absolut
     else:
         wanted = shown if target == "absolute" else relative_target(outputs["scores"], label, shown, link)
         loss = cross_entropy(outputs["object_scores"], wanted, link)  # [B, K]
-    valid = outputs["object_valid"]
-    return (valid * loss).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1.0)
+    return mean_of_valid(loss, outputs["object_valid"])
 
 
 def background(outputs: dict, label: jax.Array, *, link: str, form: str = "auto", power: float = 0.3) -> jax.Array:
@@ -133,6 +132,25 @@ def area_non_target(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:
     return outputs["non_target_mask"].mean(axis=(1, 2))
 
 
+def present_maps(outputs: dict, label: jax.Array, max_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Logit maps [B, h, w, k] of the present classes with the lowest index, and [B, k] whether each is present.
+
+    k = `max_classes`, or C where there are fewer; where an image has fewer, absent classes fill the places.
+    """
+    present, class_ids = jax.lax.top_k(label, min(int(max_classes), label.shape[1]))  # [B, k]
+    return jnp.take_along_axis(outputs["logit_maps"], class_ids[:, None, None, :], axis=-1), present
+
+
+def mean_of_valid(loss: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean of [B, k] over the places where `valid` [B, k] is 1; 0 where none is."""
+    return (valid * loss).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1.0)
+
+
+def doubled_distances(reach: int) -> tuple[int, ...]:
+    """1, 2, 4, ... up to `reach` cells."""
+    return tuple(2**i for i in range(int(reach).bit_length()))
+
+
 def area_bounds(
     outputs: dict, label: jax.Array, *, link: str, lower: float = 0.05, upper: float = 0.3, max_classes: int = 3
 ) -> jax.Array:
@@ -143,16 +161,14 @@ def area_bounds(
     `max_classes` present classes are looked at, those with the lowest index first.
     """
     del link
-    k = min(int(max_classes), label.shape[1])
-    present, class_ids = jax.lax.top_k(label, k)  # [B, k]
-    maps = jnp.take_along_axis(outputs["logit_maps"], class_ids[:, None, None, :], axis=-1)  # [B, h, w, k]
-    batch, height, width, _ = maps.shape
+    maps, present = present_maps(outputs, label, max_classes)
+    batch, height, width, k = maps.shape
     cells = height * width
     masks = jax.nn.sigmoid(maps).reshape(batch, cells, k).transpose(0, 2, 1)  # [B, k, N]
     a, b = round(lower * cells), round(upper * cells)
     top = jax.lax.top_k(masks, b)[0]  # [B, k, bN], largest first
     loss = (a - top[..., :a].sum(axis=-1) + masks.sum(axis=-1) - top.sum(axis=-1)) / cells  # [B, k]
-    return (present * loss).sum(axis=1) / jnp.maximum(present.sum(axis=1), 1.0)
+    return mean_of_valid(loss, present)
 
 
 def total_variation(mask: jax.Array, image: jax.Array | None = None, edge: float = 0.0) -> jax.Array:
@@ -192,7 +208,7 @@ def affinity(outputs: dict, label: jax.Array, *, link: str, scale: float = 0.2, 
     """
     del label, link
     image, mask = outputs["image"], outputs["target_mask"][..., None]  # [B, h, w, 3], [B, h, w, 1]
-    alike = {2**i: edges.likeness(image, 2**i, scale) for i in range(int(reach).bit_length())}
+    alike = {distance: edges.likeness(image, distance, scale) for distance in doubled_distances(reach)}
     total = sum(sum(near) for near in alike.values())
     # The sums over v of k(u, v) and of k(u, v) m_v; average_alike counts the cell itself.
     weight = total / (total + 1e-3)
@@ -221,19 +237,17 @@ def self_training(
     thresholds for those relative to the image's highest mask. At most `max_classes` present classes, as `area_bounds`.
     """
     del link
-    present, class_ids = jax.lax.top_k(label, min(int(max_classes), label.shape[1]))  # [B, k]
-    maps = jnp.take_along_axis(outputs["logit_maps"], class_ids[:, None, None, :], axis=-1)  # [B, h, w, k]
-    there = present[:, None, None, :]
-    distances = tuple(2**i for i in reversed(range(int(reach).bit_length())))
+    maps, present = present_maps(outputs, label, max_classes)
+    distances = doubled_distances(reach)[::-1]
     filters = edges.edge_filters(outputs["image"], distances, scale)
-    refined = jax.lax.stop_gradient(there * jax.nn.sigmoid(maps))
+    refined = jax.lax.stop_gradient(present[:, None, None, :] * jax.nn.sigmoid(maps))
     for _ in range(repeats):
         refined = edges.filter_maps(refined, filters, distances)
     best = refined.max(axis=-1, keepdims=True)  # [B, h, w, 1]
     target = ((refined == best) & (best >= upper)).astype(maps.dtype)
     known = ((best >= upper) | (best <= lower)).astype(maps.dtype)
     loss = (known * optax.sigmoid_binary_cross_entropy(maps, target)).mean(axis=(1, 2))  # [B, k]
-    return (present * loss).sum(axis=1) / jnp.maximum(present.sum(axis=1), 1.0)
+    return mean_of_valid(loss, present)
 
 
 def binarisation(outputs: dict, label: jax.Array, *, link: str) -> jax.Array:

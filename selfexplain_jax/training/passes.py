@@ -170,10 +170,8 @@ def explanation_passes(apply, live, frozen, outputs: dict, batch: dict, config, 
     What no term asks for is left out.
     """
     passes, objective = config.passes, config.objective
-    images, label = batch["image"], batch["label"]
-    size = passes.image_size or images.shape[1]
-    if size != images.shape[1]:
-        images = jax.image.resize(images, (images.shape[0], size, size, 3), "linear")  # antialiased
+    label, size = batch["label"], passes.image_size or batch["image"].shape[1]
+    images = masking.resize_maps(batch["image"], size)
     object_key, infill_key, evaluator_key = jax.random.split(rng, 3)
     harden = masking.harden if passes.hard_masks else lambda mask: mask
     target = masking.resize_mask(outputs["target_mask"], size)  # [B, H, W]
@@ -233,7 +231,7 @@ def run_passes(
     temperature = pool_temperature(state.step, config)
     how = config.model.rematerialise
     if config.train.backbone_rate == 0 and "backbone" in params:
-        # What is not trained needs no gradient of its weights, and below the first mask none at all.
+        # What is not trained needs no gradient of its weights, and in the image pass none of its features either.
         params = params | {"backbone": jax.lax.stop_gradient(params["backbone"])}
 
     def image_pass(params, images):
