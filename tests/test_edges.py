@@ -47,7 +47,7 @@ def test_neighbours_are_the_eight_at_a_distance():
         assert (found[:, 0, 0, 0] > 0).sum() == 3
 
 
-@pytest.mark.parametrize("distances", [(1,), (4, 2, 1), (8,), (20,)])
+@pytest.mark.parametrize("distances", [(1,), (4, 2, 1), (8,), (20,), (2, 1, 2, 1)])
 def test_equals_the_definition(distances, maps, pictures):
     found = jax.jit(lambda s, x: edges.smooth_within_edges(s, x, distances, 0.4))(maps, pictures)
     np.testing.assert_allclose(found, by_definition(maps, pictures, distances, 0.4), rtol=1e-4, atol=1e-5)

@@ -83,14 +83,14 @@ average_alike.defvjp(_average_forward, _average_backward)
 def edge_filters(images: jax.Array, distances: tuple[int, ...], scale: float) -> list[tuple]:
     """What `filter_maps` needs of images: for each distance the likeness a(u, v) and 1 + sum_v a(u, v).
 
-    Arguments are those of `smooth_within_edges`.
+    Arguments are those of `smooth_within_edges`. A distance that comes again has the filter of the first time.
     """
     images = jax.lax.stop_gradient(images)
-    filters = []
-    for distance in distances:
+    filters = {}
+    for distance in dict.fromkeys(distances):
         alike = likeness(images, distance, scale)
-        filters.append((alike, jax.lax.optimization_barrier(1.0 + sum(alike))))
-    return filters
+        filters[distance] = (alike, jax.lax.optimization_barrier(1.0 + sum(alike)))
+    return [filters[distance] for distance in distances]
 
 
 def filter_maps(maps: jax.Array, filters: list[tuple], distances: tuple[int, ...]) -> jax.Array:
@@ -110,7 +110,7 @@ def smooth_within_edges(maps: jax.Array, images: jax.Array, distances: tuple[int
     Args:
       maps: [B, h, w, C] logits.
       images: [B, h, w, 3], normalised, at the maps' resolution; no gradient reaches them.
-      distances: in cells; falling ones reach far at the price of few neighbours.
+      distances: in cells; falling ones reach far at the price of few neighbours, and may come again for more of it.
       scale: difference of normalised colours at which two cells are no longer alike.
     """
     return filter_maps(maps, edge_filters(images, distances, scale), distances)
