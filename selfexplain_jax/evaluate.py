@@ -47,7 +47,8 @@ def evaluate(
       predictor: what to evaluate.
       dataset: it and the predictor must agree on classes and image size.
       config: `config.data`, `config.evaluation` and `config.seed` are read.
-      pictures_dir: folder that gets `pictures.png`; None: no pictures.
+      pictures_dir: folder that gets `pictures.png` and, if the model has masks and the data few classes, the masks of
+        all of them side by side, `class_masks.png` (see `image_rows.class_mask_row`); None: no pictures.
       examples_dir: folder that gets `examples.json` and `examples.npz`, see `examples.py`; None: they are not kept.
 
     Returns:
@@ -79,7 +80,7 @@ def evaluate(
         collector = examples.Collector(
             info.class_names, methods, image_rows.TARGET_MASK if methods else None, settings.examples, batches.positions
         )
-    pairs, tables, drawn = {}, [], []
+    pairs, tables, drawn, of_classes = {}, [], [], []
     shown = min(settings.pictures if pictures_dir is not None else 0, batches.num_examples)
     to_draw = set(batches.positions[examples.evenly_spaced(batches.num_examples, shown)].tolist())
     for step, batch in enumerate(tqdm.tqdm(batches, desc="evaluate", disable=not sys.stderr.isatty())):
@@ -93,13 +94,15 @@ def evaluate(
             pairs = add(pairs, _audit(classifiers, seen, info))
         real = np.flatnonzero(seen.batch["valid"] > 0)
         tables.append((seen.predictions["image"].probabilities[real], seen.batch["label"][real]))
-        drawn += [
-            image_rows.picture_row(seen, row, config, info) for row in real if int(seen.batch["index"][row]) in to_draw
-        ]
+        for row in (row for row in real if int(seen.batch["index"][row]) in to_draw):
+            drawn.append(image_rows.picture_row(seen, row, config, info))
+            of_classes.append(image_rows.class_mask_row(seen, row, config, info))
         if collector is not None:
             image_rows.collect(collector, seen, real, config, info)
     if drawn:
         image_rows.draw_rows(open_folder(pictures_dir) / "pictures.png", drawn)
+    if drawn and None not in of_classes:
+        image_rows.draw_rows(open_folder(pictures_dir) / "class_masks.png", of_classes)
     if collector is not None:
         examples.write_collected(open_folder(examples_dir), collector, dataset.source(config.data.eval_split))
     return _finish(pairs, tables, info)

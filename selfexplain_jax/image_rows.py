@@ -1,4 +1,4 @@
-"""What an evaluation shows and keeps of single images: the rows of pictures.png, and those of `examples.py`."""
+"""What an evaluation shows and keeps of single images: rows of its pictures, and those of `examples.py`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from selfexplain_jax.types import DatasetInfo
 
 PICTURE_CLASSES = 3
 """Present classes of a multi-label image that get a picture of their own mask, at most."""
+CLASS_COLUMNS = 10
+"""With more classes than this there is no picture of all classes' masks side by side."""
 TARGET_MASK = "mask"
 """What examples.json calls the masks that are evaluated."""
 
@@ -92,8 +94,31 @@ def picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, in
     return {"title": "\n".join(names[:PICTURE_CLASSES]), "pictures": pictures, "titles": titles}
 
 
+def class_mask_row(
+    seen: view.View, row: int, config: ml_collections.ConfigDict, info: DatasetInfo
+) -> dict[str, Any] | None:
+    """Returns, in the form of `picture_row`, the masks of all classes over an example, in the order of the classes.
+
+    Above each stand the class's probability and whether it is present. None where there is no mask of every class, or
+    more classes than CLASS_COLUMNS.
+    """
+    if seen.masks is None or info.num_classes > CLASS_COLUMNS or seen.class_ids.shape[1] < info.num_classes:
+        return None
+    image, label = visible(seen.batch["image"][row], config), seen.batch["label"][row]
+    pictures, titles = {"image": image}, {}
+    if info.has_masks:
+        pictures["ground truth"] = np.where(seen.weight[row] > 0, seen.truth[row], 0.5)
+    for class_id in range(info.num_classes):
+        place, column = int(np.flatnonzero(seen.class_ids[row] == class_id)[0]), info.class_names[class_id]
+        pictures[column] = overlay(image, seen.masks[row, place])
+        probability = seen.predictions["image"].probabilities[row, class_id]
+        titles[column] = f"{probability:.2f}" + (", present" if label[class_id] > 0 else "")
+    names = [info.class_names[c] for c in np.flatnonzero(label)]
+    return {"title": "\n".join(names[:PICTURE_CLASSES]), "pictures": pictures, "titles": titles}
+
+
 def draw_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows from `picture_row` as one picture."""
+    """Writes rows from `picture_row` or `class_mask_row` as one picture."""
     columns = {column: [row["pictures"][column] for row in rows] for column in rows[0]["pictures"]}
     titles = {column: [row["titles"][column] for row in rows] for column in rows[0]["titles"]}
     save_grid(path, columns, [row["title"] for row in rows], titles)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfexplain_jax import evaluate, examples
+from selfexplain_jax import evaluate, examples, image_rows
 from selfexplain_jax.config import base_config
 from selfexplain_jax.metrics import audit
+from selfexplain_jax.pictures import overlay
 from selfexplain_jax.types import DatasetInfo, Predictor, UserError
 
 SIZE, CLASSES, CELL = 16, ("red", "green", "blue"), slice(5, 11)
@@ -107,8 +108,9 @@ def test_a_perfect_predictor_scores_perfectly(tmp_path):
     assert controls["all_one"]["background_accuracy"] == controls["all_zero"]["object_accuracy"] == pytest.approx(3 / 7)
     assert controls["ground_truth"]["saliency_score"] == pytest.approx(metrics["saliency_score"])
     assert controls["ground_truth"]["continuous_iou"] == 1
-    with Image.open(tmp_path / "pictures.png") as picture:
-        assert min(picture.size) > 100
+    for name in ("pictures.png", "class_masks.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 100
 
 
 @pytest.mark.slow
@@ -154,6 +156,35 @@ def test_multilabel_numbers_and_pictures(tmp_path):
     assert metrics["counts"]["pointing_game"] == 10  # 4 images with one class, 3 with two
     assert metrics["swap_owner_rate"] == 0
     assert (tmp_path / "pictures.png").is_file()
+
+
+def rows_of_class_masks(monkeypatch, tmp_path, **predictor):
+    rows = {}
+    monkeypatch.setattr(image_rows, "draw_rows", lambda path, drawn: rows.setdefault(path.name, drawn))
+    config, dataset = make_config(pictures=7), make_dataset(multilabel=True)
+    evaluate.evaluate(make_predictor(**predictor), dataset, config, pictures_dir=tmp_path)
+    assert len(rows["pictures.png"]) == 7
+    return rows.get("class_masks.png")
+
+
+def test_masks_of_all_classes_stand_side_by_side_in_the_order_of_the_classes(monkeypatch, tmp_path):
+    rows = rows_of_class_masks(monkeypatch, tmp_path)
+    assert [list(row["pictures"]) for row in rows] == [["image", "ground truth", *CLASSES]] * 7
+    # The present classes of image 5 are blue in the middle and red in the corner; green is last among its candidates.
+    row = rows[5]
+    assert row["title"] == "red\nblue"
+    assert row["titles"] == {"red": "1.00, present", "green": "0.00", "blue": "1.00, present"}
+    image = row["pictures"]["image"]
+    for name, place in zip(CLASSES, (slice(0, 4), slice(0, 0), CELL), strict=True):
+        mask = np.zeros((SIZE, SIZE), np.float32)
+        mask[place, place] = 1
+        np.testing.assert_array_equal(row["pictures"][name], overlay(image, mask), err_msg=name)
+
+
+def test_there_is_no_such_picture_without_a_mask_of_every_class(monkeypatch, tmp_path):
+    assert rows_of_class_masks(monkeypatch, tmp_path, masks=None) is None
+    monkeypatch.setattr(image_rows, "CLASS_COLUMNS", 2)
+    assert rows_of_class_masks(monkeypatch, tmp_path) is None
 
 
 class MeanClassifier(nn.Module):
