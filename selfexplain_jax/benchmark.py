@@ -5,8 +5,8 @@ python -m selfexplain_jax.main --mode=benchmark --what=train --config=configs/mn
 
 With --peers=PYTHON the step is measured beside that of the Self-Explainer's first implementation
 (benchmark_predecessor.py), and --what=time_to_masks measures how long training takes until masks cover the objects
-(benchmark_time_to_masks.py). Attribution methods, their metrics, memory and curves are measured by
-benchmark_attribution.py and benchmark_curves.py.
+(benchmark_time_to_masks.py); --what=backbone puts EfficientNet-Lite0 beside PyTorch's (benchmark_backbone.py).
+Attribution methods, their metrics, memory and curves are measured by benchmark_attribution.py and benchmark_curves.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from collections.abc import Mapping, Sequence
 import jax
 import ml_collections
 
-from selfexplain_jax import benchmark_attribution, benchmark_curves, benchmark_predecessor, benchmark_time_to_masks
+from selfexplain_jax import (
+    benchmark_attribution,
+    benchmark_backbone,
+    benchmark_curves,
+    benchmark_predecessor,
+    benchmark_time_to_masks,
+)
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.pipeline import train_iterator
 from selfexplain_jax.folders import open_folder, write_whole
@@ -29,7 +35,7 @@ from selfexplain_jax.training.experiment import build, load_frozen, make_step, s
 from selfexplain_jax.types import UserError
 
 EXPLAINING = ("attribution", "metrics", "memory", "curves")
-WHAT = ("pipeline", "train", "all", *EXPLAINING, "time_to_masks")
+WHAT = ("pipeline", "train", "all", *EXPLAINING, "backbone", "time_to_masks")
 """--what; "all" is pipeline and train."""
 
 Measurement = dict[str, list[float]]
@@ -134,14 +140,14 @@ def run(
       workdir: is made if it does not exist.
       what: one of `WHAT`.
       images, peers: see `benchmark_attribution.run`; with peers "train" is `benchmark_predecessor.run`.
-      json_path: where the JSON is written; "": WORKDIR/benchmark.json, of what is `EXPLAINING` or
+      json_path: where the JSON is written; "": WORKDIR/benchmark.json, of what is `EXPLAINING`, "backbone" or
         "time_to_masks" benchmark_WHAT.json.
 
     Returns:
       What the file holds: {"device", "devices", "hosts", "backend", "jax", "image_size", "dataset"}, and for pipeline
       and train {"batch_size", "measured": {name: {"median", "values"}}}; else "what", "settings" (config.benchmark) and
       what `benchmark_attribution.run`, `benchmark_curves.memory`, `benchmark_curves.curves`,
-      `benchmark_predecessor.run` or `benchmark_time_to_masks.run` return.
+      `benchmark_backbone.run`, `benchmark_predecessor.run` or `benchmark_time_to_masks.run` return.
 
     Raises:
       UserError: a bad config, or an unknown `what`.
@@ -158,13 +164,15 @@ def run(
         "image_size": config.data.image_size,
         "dataset": config.data.name,
     }
-    usual = f"benchmark_{what}.json" if what in (*EXPLAINING, "time_to_masks") else "benchmark.json"
+    usual = f"benchmark_{what}.json" if what in (*EXPLAINING, "backbone", "time_to_masks") else "benchmark.json"
     path = open_folder(json_path) if json_path else open_folder(workdir) / usual
     if what in EXPLAINING:
         result |= {"what": what, "settings": jsonable(config.benchmark)}
         result |= _explaining(config, workdir, what, images, peers)
     elif what == "train" and peers:
         result |= {"what": what} | benchmark_predecessor.run(config, workdir, peers)
+    elif what == "backbone":
+        result |= {"what": what} | benchmark_backbone.run(config, workdir, peers)
     elif what == "time_to_masks":
         result |= {"what": what} | benchmark_time_to_masks.run(config, workdir, peers)
     else:

@@ -107,12 +107,17 @@ def build_subject(config: ml_collections.ConfigDict, images: Sequence[str] = ())
     saliency = np.asarray(attribution.grad_cam(classifier, photos, class_ids[:, :1]))[:, 0]
     weights, strides = {}, ()
     if config.model.name == PEERS_NETWORK:
-        weights = foreign_weights(PEERS_NETWORK, result.state.params, result.state.batch_stats)
-        change = result.model.input_change
-        weights |= {"input_scale": np.asarray(change.scale), "input_offset": np.asarray(change.offset)}
-        stages = result.model.backbone.stages
-        strides = tuple(stage.stride if i == 0 else 1 for stage in stages for i in range(stage.blocks))
+        weights, strides = peer_network(result.model, result.state)
     return Subject(classifier, explainer, photos, class_ids, saliency, shown, weights, strides)
+
+
+def peer_network(model, state) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
+    """Weights of an EfficientNet-Lite0 classifier as tests/parity/efficientnet_lite.py takes them, and its strides."""
+    weights = foreign_weights(PEERS_NETWORK, state.params, state.batch_stats)
+    change = model.input_change
+    weights |= {"input_scale": np.asarray(change.scale), "input_offset": np.asarray(change.offset)}
+    stages = model.backbone.stages
+    return weights, tuple(stage.stride if i == 0 else 1 for stage in stages for i in range(stage.blocks))
 
 
 def self_explainer_over(config: ml_collections.ConfigDict, classifier: loop.TrainResult, classes: int) -> Predictor:

@@ -35,7 +35,7 @@ ROOMS = [
     ("benchmark_attribution",),
     ("benchmark_curves",),
     ("benchmark_predecessor",),
-    ("benchmark_time_to_masks",),
+    ("benchmark_backbone", "benchmark_time_to_masks"),
     ("benchmark",),
     ("main",),
 ]
