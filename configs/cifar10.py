@@ -9,7 +9,7 @@ Score:    not trained here, so none is promised.
 """
 
 from selfexplain_jax.config import base_config, check_variant
-from selfexplain_jax.recipes import self_explainer_recipe
+from selfexplain_jax.recipes import scores_recipe, self_explainer_recipe, start_later
 
 VARIANTS = ("self_explainer", "classifier")
 
@@ -20,15 +20,26 @@ def get_config(variant="self_explainer"):
     config = self_explainer_recipe(base_config())
     config.data.name = "cifar10"
     config.data.image_size = 32
-    config.data.crop_area = (0.5, 1.0)
+    config.data.crop_area = (0.6, 1.0)
     config.data.flip = True
-    config.model.widths = (64, 96, 128)
+    config.model.widths = (48, 64, 96)
     config.model.stem_stride = 2
     # Colours tell these classes apart, unlike those of the synthetic set.
     config.model.local_contrast = False
+    # Objects fill much of so small an image, 16 x 16 cells of it.
+    config.model.edge_distances = (2, 1, 2, 1)
+    config.model.initial_temperature, config.model.pooling_temperature = 1.0, 0.5
     config.train.batch_size = 64
-    config.train.steps = 6000
+    config.train.steps = 2600
+    # First the scores alone, at a third of the time, then all passes.
+    start_later(config, 1500, but=("classification",))
+    objective = config.objective
+    objective.affinity.start, objective.affinity.weight = 1200, 5.0
+    # What shapes the masks must not cost the class; what surrounds an object tells much of it.
+    objective.classification.weight, objective.ranking.weight = 5.0, 2.0
+    objective.background.weight, objective.evaluator.weight = 0.5, 0.5
+    objective.area_target.weight = 0.1
     if variant == "classifier":
         config.method = "classifier"
-        config.objective = {name: config.objective[name] for name in ("ranking", "classification")}
+        scores_recipe(config)
     return config
