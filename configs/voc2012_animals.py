@@ -48,6 +48,7 @@ def get_config(variant="self_explainer"):
     # One present class at a time in the object pass, so that each class has a mask of its own.
     config.passes.classes_per_image = 1
     config.evaluation.batch_size, config.evaluation.pictures = 50, 12
+    config.evaluation.refine_rounds = 4
     if variant == "self_explainer":
         # Frozen, the encoder takes no part in a code between masks and reader, and image passes need no gradient of it.
         config.train.backbone_rate = 0.0

@@ -182,6 +182,8 @@ def base_config() -> ml_collections.ConfigDict:
     # Train the two classifiers of the encoding audit (masks alone; randomly masked images) and report them.
     evaluation.audit = True
     evaluation.audit_steps = 600
+    # Masks are measured a second time, smoothed so often within the image's edges ("miou_refined"); 0 = they are not.
+    evaluation.refine_rounds = 0
     # Pictures of images, masks and overlays that are written.
     evaluation.pictures = 16
     # Images kept with their masks for the report page, at most: the worst, wrong predictions, and evenly spaced ones.

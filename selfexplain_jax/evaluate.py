@@ -22,7 +22,18 @@ import selfexplain_jax
 from selfexplain_jax import examples, image_rows
 from selfexplain_jax.data.pipeline import evaluation_batches
 from selfexplain_jax.folders import open_folder, write_whole
-from selfexplain_jax.metrics import add, audit, class_sums, classification, mask_sums, mean, parts, segmentation, view
+from selfexplain_jax.metrics import (
+    add,
+    audit,
+    class_sums,
+    classification,
+    mask_sums,
+    mean,
+    parts,
+    refinement,
+    segmentation,
+    view,
+)
 from selfexplain_jax.models import masking
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, SumCount, UserError
 
@@ -90,6 +101,8 @@ def evaluate(
             pairs = add(pairs, _parts(seen) | _swaps(predictor, seen, config, info, step))
             if info.has_masks:
                 pairs = add(pairs, _localisation(seen, info) | _control_parts(predictor, seen, config, info, step))
+                if settings.refine_rounds:
+                    pairs = add(pairs, refinement.refined_sums(seen, info, settings.refine_rounds))
         if classifiers is not None:
             pairs = add(pairs, _audit(classifiers, seen, info))
         real = np.flatnonzero(seen.batch["valid"] > 0)
@@ -280,14 +293,18 @@ def _audit(classifiers: audit.AuditClassifiers, seen: view.View, info: DatasetIn
 def _finish(pairs: Mapping[str, SumCount], tables: list, info: DatasetInfo) -> dict[str, Any]:
     """Divides the sums, and adds what needs the whole data set at once."""
     pairs = dict(pairs)
-    label_confusion, pixel_confusion = pairs.pop("label_confusion")[0], pairs.pop("pixel_confusion", (None, 0))[0]
+    label_confusion = pairs.pop("label_confusion")[0]
+    confusions = {
+        miou: pairs.pop(name)[0]
+        for miou, name in {"miou": "pixel_confusion", "miou_refined": "pixel_confusion_refined"}.items()
+        if name in pairs
+    }
     probabilities, label = (np.concatenate(arrays) for arrays in zip(*tables, strict=True))  # [N, C] each
     metrics: dict[str, Any] = {"counts": {"examples": len(label)}}
     if info.multilabel:
         metrics["label_f1_macro"], metrics["label_f1_micro"] = classification.label_f1(label_confusion)
         metrics["mean_average_precision"] = classification.mean_average_precision(probabilities, label)
-    if pixel_confusion is not None:
-        metrics["miou"] = segmentation.mean_iou(pixel_confusion)
+    metrics |= {name: segmentation.mean_iou(confusion) for name, confusion in confusions.items()}
     for path, pair in pairs.items():
         *control, name = path.removeprefix("controls/").split("/")
         value = mean(pair)

@@ -27,7 +27,7 @@ from selfexplain_jax.types import Dataset, UserError
 _AT_LEAST = {
     1: "data.image_size train.batch_size train.steps train.log_every train.keep_checkpoints evaluation.batch_size",
     0: "train.warmup_steps train.weight_decay train.clip_norm train.picture_every train.checkpoint_every "
-    "evaluation.max_examples evaluation.audit_steps evaluation.pictures evaluation.examples",
+    "evaluation.max_examples evaluation.audit_steps evaluation.refine_rounds evaluation.pictures evaluation.examples",
 }
 
 

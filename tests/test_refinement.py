@@ -1,0 +1,68 @@
+"""Masks refined by the image: worked out on images of two colours, and what an evaluation makes of them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_evaluate as squares
+
+from selfexplain_jax import evaluate
+from selfexplain_jax.metrics.refinement import refine
+
+LOGIT = np.log(9.0)  # of .9; -LOGIT is that of .1
+
+
+def two_colours(size=32):
+    image = np.zeros((1, size, size, 3), np.float32)
+    image[:, :, size // 2 :] = 2.0
+    return jnp.asarray(image)
+
+
+def test_cells_of_one_colour_come_to_their_mean_and_hardly_anything_crosses_the_edge():
+    masks = np.full((1, 1, 32, 32), 0.1, np.float32)
+    masks[:, :, :24, :16] = 0.9  # three quarters of the left half
+    refined = np.asarray(refine(jnp.asarray(masks), two_colours(), 60))[0, 0]
+    # The mean logit of the left half is (3/4 - 1/4) log 9, a mask of .75; a symmetric filter, not a doubly stochastic
+    # one, weights cells by how many neighbours they have.
+    np.testing.assert_allclose(refined[:, :13], 1 / (1 + np.exp(-LOGIT / 2)), atol=0.03)
+    np.testing.assert_allclose(refined[:, 19:], 0.1, atol=0.01)
+
+
+def test_a_hole_of_the_objects_colour_is_filled_and_a_leak_is_taken_back():
+    masks = np.full((1, 2, 32, 32), 0.02, np.float32)
+    masks[:, 0, :, :16] = 0.98
+    masks[:, 0, 14:18, 6:10] = 0.1
+    masks[:, 0, 10:14, 16:18] = 0.9
+    before, after = masks[0, 0], np.asarray(refine(jnp.asarray(masks), two_colours(), 4))[0, 0]
+    assert before[15, 8] < 0.5 < after[15, 8] and after[12, 17] < 0.5 < before[12, 17]
+    assert (after[:, :15] > 0.5).all() and (after[:, 18:] < 0.5).all()
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_a_mask_of_one_value_stays(rounds):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 20, 3)).astype(np.float32))
+    masks = jnp.broadcast_to(jnp.asarray([0.2, 0.7]).reshape(1, 2, 1, 1), (2, 2, 12, 20))
+    np.testing.assert_allclose(refine(masks, images, rounds), masks, atol=1e-5)
+
+
+def test_zeros_and_ones_stay_finite():
+    masks = jnp.asarray(np.random.default_rng(0).integers(0, 2, (1, 3, 16, 16)).astype(np.float32))
+    refined = np.asarray(refine(masks, two_colours(16), 2))
+    assert np.isfinite(refined).all() and refined.min() >= 0 and refined.max() <= 1
+
+
+def test_evaluation_measures_refined_masks_beside_the_others_and_leaves_out_what_is_not_named():
+    def masks_of_absent_classes_everywhere(images, class_ids):
+        exact = squares.exact_masks(images, class_ids)
+        present = jnp.take_along_axis(squares.pixel_scores(images) > 0, class_ids, axis=1)
+        return jnp.where(present[:, :, None, None], exact, 0.9)
+
+    predictor = squares.make_predictor(masks=masks_of_absent_classes_everywhere)
+    dataset = squares.make_dataset()
+    plain = evaluate.evaluate(predictor, dataset, squares.make_config())
+    assert not [name for name in plain if name.endswith("_refined")]
+    both = evaluate.evaluate(predictor, dataset, squares.make_config(refine_rounds=2))
+    assert {name: both[name] for name in plain if name != "counts"} == {n: v for n, v in plain.items() if n != "counts"}
+    assert both["counts"]["iou_refined"] == both["counts"]["continuous_iou_refined"] == 7
+    # Background is called an absent class everywhere; refined, those are left out, and squares of one colour stay.
+    assert plain["miou"] < 0.4 and both["miou_refined"] > 0.6
+    assert both["iou_refined"] > 0.6
