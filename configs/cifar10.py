@@ -29,12 +29,13 @@ def get_config(variant="self_explainer"):
     # Objects fill much of so small an image, 16 x 16 cells of it.
     config.model.edge_distances = (2, 1, 2, 1)
     config.model.initial_temperature, config.model.pooling_temperature = 1.0, 0.5
+    config.model.temperature_steps = 1200
     config.train.batch_size = 64
-    config.train.steps = 2600
+    config.train.steps = 2000
     # First the scores alone, at a third of the time, then all passes.
-    start_later(config, 1500, but=("classification",))
+    start_later(config, 1200, but=("classification",))
     objective = config.objective
-    objective.affinity.start, objective.affinity.weight = 1200, 5.0
+    objective.affinity.start, objective.affinity.weight = 1000, 5.0
     # What shapes the masks must not cost the class; what surrounds an object tells much of it.
     objective.classification.weight, objective.ranking.weight = 5.0, 2.0
     objective.background.weight, objective.evaluator.weight = 0.5, 0.5
