@@ -1,0 +1,29 @@
+"""Self-Explainer and classifier on seven classes of COCO 2017: people and what surrounds them, a few hundred photographs.
+
+Method:   decoder on a pretrained EfficientNet-Lite0, several classes a photo, image labels alone.
+Hardware: two CPU cores in half an hour.
+Command:  python -m selfexplain_jax.main --config=configs/coco2017_subset.py --workdir=runs/coco2017_subset
+Data:     python -m selfexplain_jax.data.prepare --dataset=coco2017 --data_dir=DIR, then --config.data.data_dir=DIR.
+Variants: self_explainer, classifier (EfficientNet-Lite0 itself).
+Score:    not trained here, so none is promised.
+"""
+
+from selfexplain_jax.config import base_config, check_variant
+from selfexplain_jax.recipes import classifier_recipe, frozen_encoder_recipe, photo_recipe, self_explainer_recipe
+
+VARIANTS = ("self_explainer", "classifier")
+CLASSES = ("person", "car", "bottle", "cup", "bowl", "chair", "dining table")
+
+
+def get_config(variant="self_explainer"):
+    """The experiment of that name."""
+    check_variant(__file__, variant, VARIANTS)
+    config = frozen_encoder_recipe(photo_recipe(self_explainer_recipe(base_config())))
+    config.data.name = "coco2017"
+    config.data.options = {"classes": CLASSES, "empty": "drop"}
+    config.data.train_split, config.data.eval_split = "train", "val"
+    if variant == "classifier":
+        config.train.backbone_rate, config.train.learning_rate = 0.1, 2e-3
+        config.model.output_stride, config.passes.image_size = 32, 0
+        classifier_recipe(config)
+    return config
