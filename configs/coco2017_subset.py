@@ -1,4 +1,4 @@
-"""Self-Explainer and classifier on seven classes of COCO 2017: people and what surrounds them, a few hundred photographs.
+"""Self-Explainer and classifier on seven classes of COCO 2017: people and what is around them, few photographs.
 
 Method:   decoder on a pretrained EfficientNet-Lite0, several classes a photo, image labels alone.
 Hardware: two CPU cores in half an hour.
