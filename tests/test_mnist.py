@@ -2,6 +2,7 @@ import concurrent.futures
 import json
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -328,3 +329,11 @@ def test_prepare_refuses_unknown_names(capsys):
     assert prepare.main(["--dataset=imagenet"]) == 1
     message = capsys.readouterr().err
     assert "There are: " in message and "mnist" in message
+
+
+def test_a_package_that_tfds_misses_is_not_taken_for_a_damaged_dataset(monkeypatch, tmp_path):
+    # As its lazy import leaves it where something that it needs is not installed.
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.ModuleType("tensorflow_datasets"))
+    with pytest.raises(UserError, match="cannot be imported whole .*no attribute 'builder'.*pip install") as raised:
+        records.Records("mnist", "train", str(tmp_path))
+    assert "Delete" not in str(raised.value)

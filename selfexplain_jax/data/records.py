@@ -39,6 +39,22 @@ def not_prepared(name: str, path: str, command: str) -> UserError:
     )
 
 
+def _whole_tfds():
+    """Returns TFDS with what is used of it, which it imports as it is asked for."""
+    try:
+        import tensorflow_datasets as tfds  # Here: most of the house never needs it.
+
+        for name in ("builder", "builder_from_directory", "decode"):
+            getattr(tfds, name)
+    except (ImportError, AttributeError) as error:
+        # Told apart from a damaged dataset, which nobody shall delete for a package that is missing.
+        raise UserError(
+            f"tensorflow-datasets cannot be imported whole ({error}): it, or a package that it needs, is missing or of "
+            "another version. Install them with: pip install -r requirements.txt"
+        ) from error
+    return tfds
+
+
 class Records:
     """One split of a prepared dataset: items are dicts of numpy arrays, numbers and bytes, as TFDS decodes them.
 
@@ -50,12 +66,12 @@ class Records:
       encoded: features that are handed out as the bytes of their files.
 
     Raises:
-      UserError: the dataset is not there, not as array_record, or (then or while reading) its files are damaged.
+      UserError: the dataset is not there, not as array_record, or (then or while reading) its files are damaged; or
+        TFDS cannot be imported.
     """
 
     def __init__(self, name: str, split: str, data_dir: str, *, version: str = "", encoded: Sequence[str] = ()):
-        import tensorflow_datasets as tfds  # Here: most of the house never needs it.
-
+        tfds = _whole_tfds()
         self.folder = records_folder(data_dir)
         command = prepare_command(name, self.folder)
         try:
