@@ -5,7 +5,7 @@ Hardware: two CPU cores, or one GPU.
 Command:  python -m selfexplain_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 Data:     python -m selfexplain_jax.data.prepare --dataset=cifar10 --data_dir=DIR, then --config.data.data_dir=DIR.
 Variants: self_explainer, classifier (the same network on its scores alone).
-Score:    not trained here, so none is promised.
+Score:    accuracy .628 in 15 minutes on two cores, the classifier's .629 (seed 0; a lossy copy, docs/results.md).
 """
 
 from selfexplain_jax.config import base_config, check_variant
