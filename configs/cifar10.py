@@ -32,7 +32,7 @@ def get_config(variant="self_explainer"):
     config.model.temperature_steps = 1200
     config.train.batch_size = 64
     config.train.steps = 2000
-    # First the scores alone, at a third of the time, then all passes.
+    # The scores alone take a third of the time a step: affinity joins them at step 1,000, the passes at 1,500.
     start_later(config, 1200, but=("classification",))
     objective = config.objective
     objective.affinity.start, objective.affinity.weight = 1000, 5.0

@@ -16,6 +16,7 @@ from selfexplain_jax.recipes import (
     frozen_encoder_recipe,
     photo_recipe,
     self_explainer_recipe,
+    trained_encoder,
 )
 
 VARIANTS = ("self_explainer", "classifier", "explainer")
@@ -41,9 +42,3 @@ def get_config(variant="self_explainer"):
         # Ten times the paper's in the decoder, which is new; the paper's in the encoder.
         config.train.learning_rate = 1e-3
     return config
-
-
-def trained_encoder(config):
-    """Sets rate and passes of an encoder that is trained further, in place."""
-    config.train.backbone_rate, config.train.learning_rate = 0.1, 2e-3
-    config.passes.image_size = 0

@@ -1,6 +1,6 @@
 """A backbone's forward pass and training step beside the same network in eager PyTorch, on this machine's cores.
 
-python -m selfexplain_jax.main --mode=benchmark --what=backbone --config=configs/imagenet.py:classifier
+python -m selfexplain_jax.main --mode=benchmark --what=backbone --config=configs/imagenet.py:classifier \\
     --config.train.batch_size=8 --peers=PYTHON
 
 Both sides have the same random weights and one batch of noise, which no time depends on, and take turns. A training
@@ -48,6 +48,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"--what=backbone measures the classifier {PEERS_NETWORK} on its classification term; this config has "
             f'method "{config.method}", network "{config.model.name}" and the terms {sorted(config.objective)}. Take '
             "configs/imagenet.py:classifier."
+        )
+    if set(config.objective.classification) - {"weight"} or config.data.positive_weights:
+        raise UserError(
+            "--what=backbone: the other side knows the classification term by its weight alone; leave out "
+            f"{sorted(set(config.objective.classification) - {'weight'}) or 'config.data.positive_weights'}."
         )
     for name in ("steps", "repetitions"):
         if config.benchmark[name] < 1:

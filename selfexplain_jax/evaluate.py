@@ -101,13 +101,13 @@ def evaluate(
             pairs = add(pairs, _parts(seen) | _swaps(predictor, seen, config, info, step))
             if info.has_masks:
                 pairs = add(pairs, _localisation(seen, info) | _control_parts(predictor, seen, config, info, step))
-                if settings.refine_rounds:
+                if settings.refine_rounds > 0:
                     pairs = add(pairs, refinement.refined_sums(seen, info, settings.refine_rounds))
         if classifiers is not None:
             pairs = add(pairs, _audit(classifiers, seen, info))
         real = np.flatnonzero(seen.batch["valid"] > 0)
         tables.append((seen.predictions["image"].probabilities[real], seen.batch["label"][real]))
-        for row in (row for row in real if int(seen.batch["index"][row]) in to_draw):
+        for row in [place for place in real if int(seen.batch["index"][place]) in to_draw]:
             drawn.append(image_rows.picture_row(seen, row, config, info))
             of_classes.append(image_rows.class_mask_row(seen, row, config, info))
         if collector is not None:
@@ -296,7 +296,7 @@ def _finish(pairs: Mapping[str, SumCount], tables: list, info: DatasetInfo) -> d
     label_confusion = pairs.pop("label_confusion")[0]
     confusions = {
         miou: pairs.pop(name)[0]
-        for miou, name in {"miou": "pixel_confusion", "miou_refined": "pixel_confusion_refined"}.items()
+        for miou, name in {f"miou{suffix}": f"pixel_confusion{suffix}" for suffix in ("", "_named", "_refined")}.items()
         if name in pairs
     }
     probabilities, label = (np.concatenate(arrays) for arrays in zip(*tables, strict=True))  # [N, C] each

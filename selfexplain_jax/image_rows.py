@@ -77,10 +77,8 @@ def picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, in
         return "\n".join(f"{info.class_names[c]} {prediction.probabilities[row, c]:.2f}" for c in best) or "none"
 
     batch, predictions = seen.batch, seen.predictions
-    image = visible(batch["image"][row], config)
-    pictures, titles = {"image": image}, {"image": text(predictions["image"])}
-    if info.has_masks:
-        pictures["ground truth"] = np.where(seen.weight[row] > 0, seen.truth[row], 0.5)
+    pictures, titles = _image_and_truth(seen, row, config, info), {"image": text(predictions["image"])}
+    image = pictures["image"]
     if seen.target is not None:
         pictures |= {"target mask": seen.target[row], "overlay": overlay(image, seen.target[row])}
         for part in ("object", "background"):
@@ -90,8 +88,20 @@ def picture_row(seen: view.View, row: int, config: ml_collections.ConfigDict, in
             present = batch["label"][row, class_id] > 0
             pictures[column] = seen.masks[row, place] if present else None
             titles[column] = info.class_names[class_id] if present else ""
-    names = [info.class_names[c] for c in np.flatnonzero(batch["label"][row])]
-    return {"title": "\n".join(names[:PICTURE_CLASSES]), "pictures": pictures, "titles": titles}
+    return {"title": _present_classes(seen, row, info), "pictures": pictures, "titles": titles}
+
+
+def _image_and_truth(seen: view.View, row: int, config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, Any]:
+    """The first columns of a row: the image, and for data with masks the annotated object, void in grey."""
+    pictures = {"image": visible(seen.batch["image"][row], config)}
+    if info.has_masks:
+        pictures["ground truth"] = np.where(seen.weight[row] > 0, seen.truth[row], 0.5)
+    return pictures
+
+
+def _present_classes(seen: view.View, row: int, info: DatasetInfo) -> str:
+    present = np.flatnonzero(seen.batch["label"][row])[:PICTURE_CLASSES]
+    return "\n".join(info.class_names[class_id] for class_id in present)
 
 
 def class_mask_row(
@@ -104,17 +114,16 @@ def class_mask_row(
     """
     if seen.masks is None or info.num_classes > CLASS_COLUMNS or seen.class_ids.shape[1] < info.num_classes:
         return None
-    image, label = visible(seen.batch["image"][row], config), seen.batch["label"][row]
-    pictures, titles = {"image": image}, {}
-    if info.has_masks:
-        pictures["ground truth"] = np.where(seen.weight[row] > 0, seen.truth[row], 0.5)
-    for class_id in range(info.num_classes):
-        place, column = int(np.flatnonzero(seen.class_ids[row] == class_id)[0]), info.class_names[class_id]
+    pictures, titles = _image_and_truth(seen, row, config, info), {}
+    image = pictures["image"]
+    for class_id, name in enumerate(info.class_names):
+        # A class may be called like a column that is there.
+        column = f"{name} (class)" if name in pictures else name
+        place = int(np.flatnonzero(seen.class_ids[row] == class_id)[0])
         pictures[column] = overlay(image, seen.masks[row, place])
         probability = seen.predictions["image"].probabilities[row, class_id]
-        titles[column] = f"{probability:.2f}" + (", present" if label[class_id] > 0 else "")
-    names = [info.class_names[c] for c in np.flatnonzero(label)]
-    return {"title": "\n".join(names[:PICTURE_CLASSES]), "pictures": pictures, "titles": titles}
+        titles[column] = f"{probability:.2f}" + (", present" if seen.batch["label"][row, class_id] > 0 else "")
+    return {"title": _present_classes(seen, row, info), "pictures": pictures, "titles": titles}
 
 
 def draw_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:

@@ -210,7 +210,8 @@ def frozen_encoder_recipe(config: ml_collections.ConfigDict) -> ml_collections.C
     config.data.image_size = 320
     config.model.output_stride = 16
     config.model.decoder_width = 32
-    # Far enough to fill an animal of one colour from its head; three rounds gave .026 of mean IoU over one.
+    # Far enough to fill an animal of one colour from its head. Rounds behind a trained network's first one gave .012,
+    # .007 and .004 of mean IoU in turn.
     config.model.edge_distances = (8, 4, 2, 1) * 3
     config.model.pooling_temperature = 0.25
     # The coarse maps tell the classes apart from the first step on: there is no plateau to be helped over.
@@ -237,6 +238,14 @@ def frozen_encoder_recipe(config: ml_collections.ConfigDict) -> ml_collections.C
     config.passes.classes_per_image = 1
     config.evaluation.batch_size, config.evaluation.pictures = 50, 12
     config.evaluation.refine_rounds = 4
+    return config
+
+
+def trained_encoder(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Takes back, in place, what `frozen_encoder_recipe` sets for a frozen encoder; returns the config."""
+    config.train.backbone_rate, config.train.learning_rate, config.train.steps = 0.1, 2e-3, 420
+    config.model.edge_distances = (8, 4, 2, 1)
+    config.passes.image_size = 0
     return config
 
 

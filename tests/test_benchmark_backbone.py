@@ -84,14 +84,17 @@ def test_other_scores_are_refused(tmp_path, monkeypatch):
         backbone.start(interpreter, tmp_path / "peers", experiment, None, batch, np.zeros((1, 3)))
 
 
-@pytest.mark.parametrize("change", ["variant", "network", "steps"])
+@pytest.mark.parametrize("change", ["variant", "network", "steps", "ramp"])
 def test_what_it_does_not_measure_is_refused(change, tmp_path):
     config = small_config("self_explainer" if change == "variant" else "classifier")
     if change == "network":
         config.model.name = "resnet18"
     if change == "steps":
         config.benchmark.steps = 0
-    expected = "benchmark.steps = 0" if change == "steps" else "configs/imagenet.py:classifier"
+    if change == "ramp":
+        config.objective.classification.ramp = 5
+    expected = {"steps": "benchmark.steps = 0", "ramp": "weight alone; leave out ..ramp"}
+    expected = expected.get(change, "configs/imagenet.py:classifier")
     with pytest.raises(UserError, match=expected):
         benchmark.run(config, str(tmp_path), "backbone")
 

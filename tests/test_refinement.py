@@ -1,11 +1,13 @@
 """Masks refined by the image: worked out on images of two colours, and what an evaluation makes of them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_evaluate as squares
 
 from selfexplain_jax import evaluate
+from selfexplain_jax.metrics import refinement
 from selfexplain_jax.metrics.refinement import refine
 
 LOGIT = np.log(9.0)  # of .9; -LOGIT is that of .1
@@ -37,17 +39,39 @@ def test_a_hole_of_the_objects_colour_is_filled_and_a_leak_is_taken_back():
     assert (after[:, :15] > 0.5).all() and (after[:, 18:] < 0.5).all()
 
 
-@pytest.mark.parametrize("rounds", [0, 3])
-def test_a_mask_of_one_value_stays(rounds):
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 20, 3)).astype(np.float32))
-    masks = jnp.broadcast_to(jnp.asarray([0.2, 0.7]).reshape(1, 2, 1, 1), (2, 2, 12, 20))
-    np.testing.assert_allclose(refine(masks, images, rounds), masks, atol=1e-5)
+@pytest.mark.parametrize("size", [(12, 20), (13, 7), (1, 2)])
+def test_a_mask_of_one_value_stays(size):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32))
+    masks = jnp.broadcast_to(jnp.asarray([0.2, 0.7]).reshape(1, 2, 1, 1), (2, 2, *size))
+    np.testing.assert_allclose(refine(masks, images, 3), masks, atol=1e-5)
+
+
+def test_without_rounds_a_smooth_mask_stays():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32))
+    ramp = jax.nn.sigmoid(jnp.linspace(-2.0, 2.0, 32))
+    masks = jnp.broadcast_to(ramp.reshape(1, 1, 1, 32), (1, 1, 32, 32))
+    np.testing.assert_allclose(refine(masks, images, 0)[..., 2:-2], masks[..., 2:-2], atol=5e-3)
 
 
 def test_zeros_and_ones_stay_finite():
     masks = jnp.asarray(np.random.default_rng(0).integers(0, 2, (1, 3, 16, 16)).astype(np.float32))
     refined = np.asarray(refine(masks, two_colours(16), 2))
     assert np.isfinite(refined).all() and refined.min() >= 0 and refined.max() <= 1
+
+
+def test_evaluation_asks_for_as_many_rounds_as_configured_and_measures_what_comes_back(monkeypatch):
+    asked = []
+
+    def nothing(masks, images, rounds):
+        asked.append((images.shape, rounds))
+        return jnp.zeros_like(masks)
+
+    monkeypatch.setattr(refinement, "refine", nothing)
+    metrics = evaluate.evaluate(squares.make_predictor(), squares.make_dataset(), squares.make_config(refine_rounds=3))
+    assert asked == [((5, squares.SIZE, squares.SIZE, 3), 3)] * 2
+    assert metrics["iou"] == metrics["miou"] == metrics["miou_named"] == 1
+    assert metrics["iou_refined"] == metrics["continuous_iou_refined"] == 0
+    assert metrics["miou_refined"] < 0.25  # of the background alone, among four
 
 
 def test_evaluation_measures_refined_masks_beside_the_others_and_leaves_out_what_is_not_named():
@@ -59,10 +83,10 @@ def test_evaluation_measures_refined_masks_beside_the_others_and_leaves_out_what
     predictor = squares.make_predictor(masks=masks_of_absent_classes_everywhere)
     dataset = squares.make_dataset()
     plain = evaluate.evaluate(predictor, dataset, squares.make_config())
-    assert not [name for name in plain if name.endswith("_refined")]
+    assert not [name for name in plain if name.endswith(("_refined", "_named"))]
     both = evaluate.evaluate(predictor, dataset, squares.make_config(refine_rounds=2))
     assert {name: both[name] for name in plain if name != "counts"} == {n: v for n, v in plain.items() if n != "counts"}
     assert both["counts"]["iou_refined"] == both["counts"]["continuous_iou_refined"] == 7
     # Background is called an absent class everywhere; refined, those are left out, and squares of one colour stay.
-    assert plain["miou"] < 0.4 and both["miou_refined"] > 0.6
+    assert plain["miou"] < 0.4 and both["miou_named"] == 1 and both["miou_refined"] > 0.6
     assert both["iou_refined"] > 0.6

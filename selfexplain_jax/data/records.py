@@ -40,7 +40,11 @@ def not_prepared(name: str, path: str, command: str) -> UserError:
 
 
 def _whole_tfds():
-    """Returns TFDS with what is used of it, which it imports as it is asked for."""
+    """Returns TFDS with what is used of it, which it imports as it is asked for.
+
+    Raises:
+      UserError: it cannot be imported.
+    """
     try:
         import tensorflow_datasets as tfds  # Here: most of the house never needs it.
 

@@ -18,6 +18,7 @@ DISTANCES = (16, 8, 4, 2, 1)
 SCALE = 0.2
 """Difference of normalised colours at which two cells are no longer alike; that of the networks' own filter."""
 STRIDE = 2
+"""Pixels of the image per cell of the filter."""
 CLIP = 1e-4
 """Masks are held this far from 0 and 1, so that their logits are finite."""
 
@@ -53,12 +54,20 @@ def refined_sums(seen: View, info: DatasetInfo, rounds: int) -> dict[str, SumCou
     """`iou`, `continuous_iou` and the pixels' confusion of refined masks, by names that end in "_refined".
 
     The class map knows the classes alone that the network names in the image, so that nothing is taken from the label.
+    "pixel_confusion_named", of the masks as they are under the same rule, tells its share from the filter's.
+
+    Args:
+      seen: of a model with masks, on data with masks.
+      info: the dataset's.
+      rounds: of `refine`, 1 or more.
     """
     masks = np.asarray(refine(seen.masks, seen.batch["image"], rounds))
     target = parts.union_of_classes(masks, seen.class_ids, seen.batch["label"])
     of_target = mask_sums(target, seen.truth, seen.weight, seen.batch["valid"])
     named = np.take_along_axis(seen.predictions["image"].decided, seen.class_ids, axis=1)  # [B, k]
-    classes = segmentation.class_map(masks * named[:, :, None, None], seen.class_ids)
-    confusion = segmentation.pixel_confusion(classes, seen.batch["mask"], seen.batch["valid"], info.num_classes)
     sums = {f"{name}_refined": of_target[name] for name in ("iou", "continuous_iou")}
-    return sums | {"pixel_confusion_refined": (confusion, 0)}
+    for suffix, shown in {"named": seen.masks, "refined": masks}.items():
+        classes = segmentation.class_map(shown * named[:, :, None, None], seen.class_ids)
+        confusion = segmentation.pixel_confusion(classes, seen.batch["mask"], seen.batch["valid"], info.num_classes)
+        sums[f"pixel_confusion_{suffix}"] = (confusion, 0)
+    return sums

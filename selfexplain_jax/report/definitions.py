@@ -24,6 +24,7 @@ DEFINITIONS = {
     "miou": "Overlap per class over all pixels of the data set, background included, then averaged.",
     "iou_refined": "IoU of the mask after its logits were smoothed within the image's edges.",
     "continuous_iou_refined": "Continuous IoU of the mask after its logits were smoothed within the image's edges.",
+    "miou_named": "The pooled overlap per class, of the classes that the network names alone.",
     "miou_refined": "The pooled overlap per class of refined masks, of the classes that the network names alone.",
     "soft_precision": "Share of the mask's sum that lies on the object.",
     "soft_recall": "Share of the object that the mask covers, by its values.",
