@@ -35,7 +35,8 @@ from selfexplain_jax.training.experiment import build, load_frozen, make_step, s
 from selfexplain_jax.types import UserError
 
 EXPLAINING = ("attribution", "metrics", "memory", "curves")
-WHAT = ("pipeline", "train", "all", *EXPLAINING, "backbone", "time_to_masks")
+TRAINING = ("pipeline", "train", "all")
+WHAT = (*TRAINING, *EXPLAINING, "backbone", "time_to_masks")
 """--what; "all" is pipeline and train."""
 
 Measurement = dict[str, list[float]]
@@ -140,8 +141,7 @@ def run(
       workdir: is made if it does not exist.
       what: one of `WHAT`.
       images, peers: see `benchmark_attribution.run`; with peers "train" is `benchmark_predecessor.run`.
-      json_path: where the JSON is written; "": WORKDIR/benchmark.json, of what is `EXPLAINING`, "backbone" or
-        "time_to_masks" benchmark_WHAT.json.
+      json_path: where the JSON is written; "": WORKDIR/benchmark.json, of what is not `TRAINING` benchmark_WHAT.json.
 
     Returns:
       What the file holds: {"device", "devices", "hosts", "backend", "jax", "image_size", "dataset"}, and for pipeline
@@ -164,7 +164,7 @@ def run(
         "image_size": config.data.image_size,
         "dataset": config.data.name,
     }
-    usual = f"benchmark_{what}.json" if what in (*EXPLAINING, "backbone", "time_to_masks") else "benchmark.json"
+    usual = "benchmark.json" if what in TRAINING else f"benchmark_{what}.json"
     path = open_folder(json_path) if json_path else open_folder(workdir) / usual
     if what in EXPLAINING:
         result |= {"what": what, "settings": jsonable(config.benchmark)}

@@ -22,7 +22,7 @@ import numpy as np
 
 from selfexplain_jax import benchmark_peers as peers_lib
 from selfexplain_jax.benchmark_attribution import PEERS_NETWORK, peer_network
-from selfexplain_jax.benchmark_predecessor import OwnSteps, check_cores, create, noise_batch
+from selfexplain_jax.benchmark_predecessor import OwnSteps, check_cores, check_counts, create, noise_batch
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.config_json import jsonable
 from selfexplain_jax.training.experiment import Experiment, build
@@ -54,9 +54,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "--what=backbone: the other side knows the classification term by its weight alone; leave out "
             f"{sorted(set(config.objective.classification) - {'weight'}) or 'config.data.positive_weights'}."
         )
-    for name in ("steps", "repetitions"):
-        if config.benchmark[name] < 1:
-            raise UserError(f"config.benchmark.{name} = {config.benchmark[name]} must be at least 1.")
+    check_counts(config.benchmark)
 
 
 def forward_pass(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState, batch: Batch) -> Callable:

@@ -249,9 +249,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, peers: str = "") -> dic
     """
     interpreter, settings = peers_lib.find_interpreter(peers), config.benchmark
     check_cores()
-    for name in ("steps", "repetitions"):
-        if settings[name] < 1:
-            raise UserError(f"config.benchmark.{name} = {settings[name]} must be at least 1.")
+    check_counts(settings)
     experiment, mesh = build(config), mesh_lib.make_mesh()
     mesh_lib.check_batch_size(config.train.batch_size, mesh)
     batch, state = noise_batch(experiment.dataset.info, config.train.batch_size), create(experiment, mesh)
@@ -333,6 +331,17 @@ def table(sides: Mapping[str, Mapping[str, Any]]) -> str:
         if side["phases"]:
             lines.append(f"{name}: " + ", ".join(f"{phase} {value:.3f} s" for phase, value in side["phases"].items()))
     return "\n".join(lines)
+
+
+def check_counts(settings: ml_collections.ConfigDict) -> None:
+    """Refuses no steps or no repetitions in `config.benchmark`.
+
+    Raises:
+      UserError: there are none.
+    """
+    for name in ("steps", "repetitions"):
+        if settings[name] < 1:
+            raise UserError(f"config.benchmark.{name} = {settings[name]} must be at least 1.")
 
 
 def check_cores() -> None:

@@ -86,6 +86,13 @@ class Lite(nn.Module):
         return self.classifier(self.features(self.top(x)).mean(dim=(2, 3)))
 
 
+def score_difference(network: Lite, images: torch.Tensor, scores: np.ndarray) -> float:
+    """Of a network's scores from those that the other side has found, at most, relative to the largest."""
+    with torch.no_grad():
+        found = network.eval()(images).numpy()
+    return float(np.abs(found - scores).max() / np.abs(scores).max())
+
+
 class Block(nn.Module):
     """1x1 to more channels, depthwise k x k, 1x1 to fewer; plus the input where shapes agree."""
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from answering import serve, version_of
-from efficientnet_lite import Lite
+from efficientnet_lite import Lite, score_difference
 from torch import nn
 
 
@@ -73,21 +73,13 @@ def train_step(given: Given, steps: int) -> dict:
 TASKS: dict[str, Callable[[Given, int], dict]] = {"forward": forward, "train_step": train_step}
 
 
-def score_difference(given: Given) -> float:
-    """Of the scores here from those of the other side, at most, relative to the largest."""
-    given.network.eval()
-    with torch.no_grad():
-        found = given.network(given.images).numpy()
-    return float(np.abs(found - given.scores).max() / np.abs(given.scores).max())
-
-
 def begin(folder: pathlib.Path) -> tuple[dict, Callable[[str, dict], dict]]:
     """What runs here, and what does a task."""
     given = Given(folder)
     about = {
         "versions": {"torch": version_of("torch")},
         "threads": torch.get_num_threads(),
-        "score_difference": score_difference(given),
+        "score_difference": score_difference(given.network, given.images, given.scores),
     }
     return about, lambda task, settings: TASKS[task](given, settings["steps"])
 

@@ -27,7 +27,7 @@ os.environ["TQDM_DISABLE"] = "1"
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from answering import serve, version_of  # noqa: E402
-from efficientnet_lite import Lite  # noqa: E402
+from efficientnet_lite import Lite, score_difference  # noqa: E402
 from torch import nn  # noqa: E402
 
 PACKAGES = ("torch", "grad-cam", "torchray", "quantus")
@@ -46,12 +46,6 @@ class Given:
         self.images = torch.from_numpy(inputs["images"]).permute(0, 3, 1, 2)  # channels last, as they lie in memory
         self.class_ids, self.saliency = inputs["class_ids"].astype(int), inputs["saliency"]
         self.scores = inputs["scores"]
-
-    def score_difference(self) -> float:
-        """Of the scores here from those of the other side, at most, relative to the largest."""
-        with torch.no_grad():
-            found = self.network(self.images).numpy()
-        return float(np.abs(found - self.scores).max() / np.abs(self.scores).max())
 
 
 def without_operators():
@@ -196,7 +190,7 @@ def begin(folder: pathlib.Path) -> tuple[dict, Callable[[str, dict], dict]]:
     about = {
         "versions": {package: version_of(package) for package in PACKAGES},
         "threads": torch.get_num_threads(),
-        "score_difference": given.score_difference(),
+        "score_difference": score_difference(given.network, given.images, given.scores),
     }
     return about, lambda task, settings: {"seconds": seconds_of(given, task, settings)}
 
