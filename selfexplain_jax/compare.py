@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from selfexplain_jax import evaluate, examples, image_rows, maps
+from selfexplain_jax import evaluate, examples, image_rows, maps, progress
 from selfexplain_jax.attribution import METHODS, build_method
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
@@ -202,7 +202,7 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
     total, dropped = {name: {} for name in metrics}, dict.fromkeys(metrics, 0)
     needs = {name: needs_of(name, options) for name, options in metrics.items()}
     source = dataset.source(config.data.eval_split)
-    for number, batch in maps.progress(maps.evaluation(dataset, config), f"metrics {column.label}"):
+    for number, batch in enumerate(progress.counted(maps.evaluation(dataset, config), f"metrics {column.label}")):
         with np.load(maps.map_path(folder, column, number)) as stored:
             saliency, class_ids = stored["saliency"], stored["class_ids"]
         truth = photo_truth(source, config, batch["index"], set().union(*needs.values()))
@@ -306,7 +306,7 @@ def keep_examples(
         count,
         batches.positions,
     )
-    for number, batch in maps.progress(batches, "examples"):
+    for number, batch in enumerate(progress.counted(batches, "examples")):
         _collect(collector, columns, number, view.fill_padding(batch), dataset.info, config, folder)
     examples.write_collected(folder, collector, dataset.source(config.data.eval_split))
 

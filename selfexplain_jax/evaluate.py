@@ -9,17 +9,15 @@ import os
 import pathlib
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
-import tqdm
 from absl import logging
 
 import selfexplain_jax
-from selfexplain_jax import examples, image_rows
+from selfexplain_jax import examples, image_rows, progress
 from selfexplain_jax.data.pipeline import evaluation_batches
 from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.metrics import (
@@ -94,7 +92,7 @@ def evaluate(
     pairs, tables, drawn, of_classes = {}, [], [], []
     shown = min(settings.pictures if pictures_dir is not None else 0, batches.num_examples)
     to_draw = set(batches.positions[examples.evenly_spaced(batches.num_examples, shown)].tolist())
-    for step, batch in enumerate(tqdm.tqdm(batches, desc="evaluate", disable=not sys.stderr.isatty())):
+    for step, batch in enumerate(progress.counted(batches, "evaluate")):
         seen = view.look(predictor, view.fill_padding(batch), config, info, step)
         pairs = add(pairs, _classification(seen))
         if predictor.masks is not None:

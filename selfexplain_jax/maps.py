@@ -6,18 +6,17 @@ import dataclasses
 import io
 import json
 import pathlib
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 from absl import logging
 
+from selfexplain_jax import progress
 from selfexplain_jax.attribution import ground_truth
 from selfexplain_jax.data.pipeline import EvaluationBatches, evaluation_batches
 from selfexplain_jax.folders import write_whole
@@ -70,7 +69,7 @@ def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDic
     notes = [read_note(map_path(folder, column, number)) for number in range(len(batches))]
     if all(note and not note.raised for note in notes):
         return notes
-    for number, batch in progress(batches, f"maps {column.label}"):
+    for number, batch in enumerate(progress.counted(batches, f"maps {column.label}")):
         if notes[number] is None or notes[number].raised:
             batch = view.fill_padding(batch)
             class_ids = present_classes(batch["label"], config.comparison.classes_per_image)
@@ -212,8 +211,3 @@ def claim_folder(folder: pathlib.Path, columns: Sequence[Column], config: ml_col
             + "\nUse another --workdir, or give a method that changed another label."
         )
     write_whole(path, json.dumps(stored | asked, indent=1).encode())
-
-
-def progress(batches: EvaluationBatches, text: str) -> Iterator[tuple[int, Batch]]:
-    """Numbers the batches, with a progress line where somebody watches."""
-    return enumerate(tqdm.tqdm(batches, desc=text, disable=not sys.stderr.isatty()))

@@ -18,7 +18,7 @@ ROOMS = [
     ("config",),
     ("recipes",),
     ("folders",),
-    ("pictures",),
+    ("pictures", "progress"),
     ("data",),
     ("models",),
     ("objectives",),

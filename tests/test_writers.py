@@ -1,10 +1,8 @@
 """metrics.jsonl, TensorBoard events and the progress line."""
 
-import io
 import json
 
 import numpy as np
-import pytest
 from event_files import events_of
 
 from selfexplain_jax.training import writers
@@ -57,43 +55,10 @@ def test_grid_places_examples_in_rows_and_kinds_in_columns():
     np.testing.assert_array_equal(grid[..., 0], [[0, 0, 255, 255, 102], [255] * 5, [51, 51, 255, 0, 255]])
 
 
-def test_plain_lines_come_every_so_often_and_at_the_end():
-    stream = io.StringIO()
-    progress = writers.Progress(200, stream=stream, plain_every=1000.0)
-    for step in range(50, 201, 50):
-        progress.step(step)
-        progress.report(step, {"loss": 1 / step}, steps_per_second=0.5, images_per_second=16.0)
-    progress.say("Saved.")
-    progress.close()
-    assert stream.getvalue().splitlines() == [
-        "step 50/200 (25%), 0.5 steps/s, 16 images/s, 5 min 00 s left, loss 0.02",
-        "step 200/200 (100%), 0.5 steps/s, 16 images/s, 0 s left, loss 0.005",
-        "Saved.",
-    ]
-
-
-def test_terminal_gets_a_bar():
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    progress = writers.Progress(200, start=100, stream=stream)
-    progress.step(150)
-    progress.report(150, {"loss": 0.25}, steps_per_second=2.0, images_per_second=64.0)
-    progress.close()
-    assert "150/200" in stream.getvalue() and "25 s left, loss 0.25" in stream.getvalue()
-
-
-@pytest.mark.parametrize("s, text", [(0.4, "0 s"), (59.6, "1 min 00 s"), (245, "4 min 05 s"), (7380, "2 h 03 min")])
-def test_durations(s, text):
-    assert writers._duration(s) == text
-
-
-def test_other_hosts_write_nothing(tmp_path, monkeypatch, capsys):
+def test_other_hosts_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
     writer = writers.MetricWriter(str(tmp_path / "run"))
     writer.scalars(1, {"loss": 1.0})
     writer.images(1, {"image": np.zeros((1, 2, 2, 3))})
     writer.close()
-    progress = writers.Progress(10)
-    progress.report(10, {}, 1.0, 1.0)
-    progress.close()
-    assert not list(tmp_path.iterdir()) and not capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -22,6 +22,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from selfexplain_jax import progress
 from selfexplain_jax.data.pipeline import train_iterator
 from selfexplain_jax.metrics import classification, parts, segmentation, sum_and_count
 from selfexplain_jax.models import masking, pooling
@@ -222,7 +223,7 @@ def fit_step(model, optimizer, multilabel, variables, opt_state, inputs, label):
     return variables | running | {"params": optax.apply_updates(variables["params"], updates)}, opt_state
 
 
-def fit(model: nn.Module, examples: Iterable, *, steps: int, multilabel: bool, seed: int) -> Any:
+def fit(model: nn.Module, examples: Iterable, *, steps: int, multilabel: bool, seed: int, text: str = "audit") -> Any:
     """Trains a classifier and returns its variables.
 
     Args:
@@ -230,11 +231,11 @@ def fit(model: nn.Module, examples: Iterable, *, steps: int, multilabel: bool, s
       examples: endless (inputs [B, H, W, K], label [B, C]) pairs.
       steps: how many of them to use.
       multilabel: whether several classes can be present.
-      seed: of the initial parameters.
+      seed, text: of the initial parameters; what the line of progress begins with.
     """
     optimizer = audit_optimizer(steps)
     variables = opt_state = None
-    for _, (inputs, label) in zip(range(steps), examples, strict=False):
+    for inputs, label in progress.counted(examples, text, steps, unit="steps"):
         if variables is None:
             variables = initial_variables(model, inputs, seed)
             opt_state = optimizer.init(variables["params"])
@@ -294,11 +295,12 @@ def train_audit(
     mask_model, image_model = mask_classifier(info), image_classifier(info)
     train = functools.partial(fit, multilabel=info.multilabel, seed=config.seed)
     train_on = functools.partial(train, mask_model, steps=math.ceil(MASK_STEP_SHARE * steps))
-    on_masks = train_on(shuffled_batches(masks, labels, config.seed))
-    on_ground_truth = train_on(shuffled_batches(silhouettes, labels, config.seed)) if info.has_masks else None
+    on_masks = train_on(shuffled_batches(masks, labels, config.seed), text="audit: masks")
+    outlines = shuffled_batches(silhouettes, labels, config.seed)
+    on_ground_truth = train_on(outlines, text="audit: outlines") if info.has_masks else None
 
     examples = masked_examples(training_batches(dataset, config, IMAGE_BATCH_SIZE), config)
-    evaluator = train(image_model, examples, steps=steps)
+    evaluator = train(image_model, examples, steps=steps, text="audit: evaluator")
     return AuditClassifiers(mask_model, on_masks, on_ground_truth, image_model, evaluator)
 
 
@@ -314,14 +316,12 @@ def collect_masks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns `wanted` target masks, ground-truth silhouettes (both float16 [N, h, w, 1]) and labels [N, C]."""
     masks, silhouettes, labels = [], [], []
-    while sum(map(len, labels)) < wanted:
-        batch = next(batches)
+    for batch in progress.counted(batches, "audit: masks are drawn", math.ceil(wanted / MASK_BATCH_SIZE)):
         masks.append(np.asarray(shrink(target_mask(batch))))
         labels.append(np.asarray(batch["label"]))
         if info.has_masks:
             silhouettes.append(np.asarray(shrink(segmentation.target_truth(batch["mask"], batch["label"]))))
-    joined = [np.concatenate(arrays)[:wanted] if arrays else np.zeros(0) for arrays in (masks, silhouettes, labels)]
-    return tuple(joined)
+    return tuple(np.concatenate(kept)[:wanted] if kept else np.zeros(0) for kept in (masks, silhouettes, labels))
 
 
 def shuffled_batches(inputs: np.ndarray, label: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

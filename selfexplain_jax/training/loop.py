@@ -17,6 +17,7 @@ import numpy as np
 from selfexplain_jax import pictures
 from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
 from selfexplain_jax.folders import open_folder
+from selfexplain_jax.progress import Progress
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training import steps
 from selfexplain_jax.training.checkpoint import CheckpointStore, fingerprint
@@ -25,7 +26,7 @@ from selfexplain_jax.training.frozen import FrozenClassifier
 from selfexplain_jax.training.passes import SCORE_TERMS, explanations_start
 from selfexplain_jax.training.signals import Stopped, StopSignal
 from selfexplain_jax.training.state import TrainState, initial_state
-from selfexplain_jax.training.writers import MetricWriter, Progress
+from selfexplain_jax.training.writers import MetricWriter
 from selfexplain_jax.types import Dataset, Predictor, UserError
 
 PICTURE_EXAMPLES = 8

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: metrics.jsonl, TensorBoard events, and one line of progress on the terminal.
+"""What a training tells while it runs: metrics.jsonl and TensorBoard events.
 
 On many hosts only the first one writes; on the others every call does nothing.
 """
@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
-import time
 from collections.abc import Mapping
-from typing import TextIO
 
 import jax
 import numpy as np
 import tensorboardX
-import tqdm
 from absl import logging
 
 from selfexplain_jax.folders import in_bucket, make_folder, open_folder, write_whole
@@ -108,71 +104,6 @@ def picture_grid(columns: list[np.ndarray], gap: int = 2) -> np.ndarray:
     grid = pictures.transpose(0, 2, 1, 3, 4).reshape(rows * height, n * width, 3)
     grid = grid[: rows * height - gap, : n * width - gap]
     return np.round(255 * np.clip(grid, 0, 1)).astype(np.uint8)
-
-
-class Progress:
-    """One line on the terminal that shows steps, rate, time left and the loss; plain lines where stderr is no terminal.
-
-    Args:
-      total: steps of the whole training.
-      start: steps done before.
-      stream: where it goes; stderr by default.
-      plain_every: seconds that pass at least between two plain lines.
-    """
-
-    def __init__(self, total: int, start: int = 0, stream: TextIO | None = None, plain_every: float = 10.0):
-        self._stream = stream or sys.stderr
-        self._active = jax.process_index() == 0
-        self._total, self._plain_every, self._last_line = total, plain_every, -float("inf")
-        self._bar = None
-        if self._active and self._stream.isatty():
-            # The rate that the bar itself would work out includes compiling and pictures: it is given from outside.
-            form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-            self._bar = tqdm.tqdm(
-                total=total, initial=start, desc="train", file=self._stream, bar_format=form, dynamic_ncols=True
-            )
-
-    def step(self, step: int) -> None:
-        """Moves the bar; plain output waits for `report`."""
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
-
-    def report(self, step: int, values: Mapping[str, float], steps_per_second: float, images_per_second: float) -> None:
-        """Shows the rates (0: not known yet), the time left and `values`; plain lines come only every so often."""
-        parts = [f"{name} {value:.4g}" for name, value in values.items()]
-        if steps_per_second > 0:
-            left = _duration((self._total - step) / steps_per_second)
-            parts = [f"{steps_per_second:.3g} steps/s, {images_per_second:.3g} images/s, {left} left", *parts]
-        text = ", ".join(parts)
-        if self._bar is not None:
-            self._bar.set_postfix_str(text)
-            return
-        now = time.monotonic()
-        if now - self._last_line >= self._plain_every or step >= self._total:
-            self._last_line = now
-            self.say(f"step {step}/{self._total} ({step / self._total:.0%}), {text}")
-
-    def say(self, text: str) -> None:
-        """Prints a line of its own without tearing the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        elif self._active:
-            print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Ends the bar's line."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    """3 s, 4 min 05 s, 2 h 03 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 def _step_of(line: str) -> int | None:
