@@ -3,13 +3,13 @@
 #
 #   bash launch/reproduce.sh                       every row that two cores can run: 3.4 hours of training, and evaluations
 #   bash launch/reproduce.sh synthetic texture     these rows
-#   bash launch/reproduce.sh main                  those of the main table; or: ablation, other
+#   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other
 #   bash launch/reproduce.sh --seeds=3,4 texture   with other seeds than the stored ones: more say more
 #   bash launch/reproduce.sh --dry-run ...         prints the commands
 #
 #   --runs=DIR       where the runs go; default: runs/reproduce in the repository
-#   --data_dir=DIR   where MNIST is prepared, for the rows canvas and mnist; default: $TFDS_DATA_DIR. Without it they are
-#                    left out, and said to be
+#   --data_dir=DIR   where data sets are prepared; may be given again for another folder, the first that has a set is taken;
+#                    default: $TFDS_DATA_DIR. Rows whose data are in none of them are left out, and said to be
 #
 # The rows are listed below; --dry-run prints what each runs. How far a number may lie from the stored one, and why:
 # "Running the rows again" in docs/results.md.
@@ -20,33 +20,33 @@ set -euo pipefail
 # shellcheck source=launch/arguments.sh
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
-# table, name, config, seeds: those of docs/results.json, as a test makes sure.
+# table, name, config, seeds: those of docs/results.json, as a test makes sure; data set that has to be prepared, or -.
 rows=(
-  "main synthetic configs/synthetic.py 0,1,2"
-  "main texture configs/synthetic.py:texture 0"
-  "main shape configs/synthetic.py:shape 0"
-  "main confounded configs/synthetic.py:confounded 0"
-  "main multi configs/synthetic.py:multi 0"
-  "main canvas configs/mnist.py:canvas 0"
-  "main mnist configs/mnist.py 0"
-  "other classifier configs/synthetic.py:classifier 0"
-  "ablation full configs/synthetic_ablation.py:full 0"
-  "ablation no_evaluator configs/synthetic_ablation.py:no_evaluator 0"
-  "ablation no_object configs/synthetic_ablation.py:no_object 0"
-  "ablation no_background configs/synthetic_ablation.py:no_background 0"
-  "ablation no_area configs/synthetic_ablation.py:no_area 0"
-  "ablation no_affinity configs/synthetic_ablation.py:no_affinity 0"
-  "ablation no_edges configs/synthetic_ablation.py:no_edges 0"
-  "ablation no_local_contrast configs/synthetic_ablation.py:no_local_contrast 0"
-  "ablation no_annealing configs/synthetic_ablation.py:no_annealing 0"
-  "ablation zero_infill configs/synthetic_ablation.py:zero_infill 0"
-  "ablation live_weights configs/synthetic_ablation.py:live_weights 0"
-  "ablation hard_masks configs/synthetic_ablation.py:hard_masks 0"
-  "ablation no_smoothness configs/synthetic_ablation.py:no_smoothness 0"
-  "ablation no_blur configs/synthetic_ablation.py:no_blur 0"
-  "ablation blobs_alone configs/synthetic_ablation.py:blobs_alone 0"
-  "ablation ema_weights configs/synthetic_ablation.py:ema_weights 0"
-  "ablation no_ranking configs/synthetic_ablation.py:no_ranking 0"
+  "main synthetic configs/synthetic.py 0,1,2 -"
+  "main texture configs/synthetic.py:texture 0 -"
+  "main shape configs/synthetic.py:shape 0 -"
+  "main confounded configs/synthetic.py:confounded 0 -"
+  "main multi configs/synthetic.py:multi 0 -"
+  "main canvas configs/mnist.py:canvas 0 mnist"
+  "main mnist configs/mnist.py 0 mnist"
+  "other classifier configs/synthetic.py:classifier 0 -"
+  "ablation full configs/synthetic_ablation.py:full 0 -"
+  "ablation no_evaluator configs/synthetic_ablation.py:no_evaluator 0 -"
+  "ablation no_object configs/synthetic_ablation.py:no_object 0 -"
+  "ablation no_background configs/synthetic_ablation.py:no_background 0 -"
+  "ablation no_area configs/synthetic_ablation.py:no_area 0 -"
+  "ablation no_affinity configs/synthetic_ablation.py:no_affinity 0 -"
+  "ablation no_edges configs/synthetic_ablation.py:no_edges 0 -"
+  "ablation no_local_contrast configs/synthetic_ablation.py:no_local_contrast 0 -"
+  "ablation no_annealing configs/synthetic_ablation.py:no_annealing 0 -"
+  "ablation zero_infill configs/synthetic_ablation.py:zero_infill 0 -"
+  "ablation live_weights configs/synthetic_ablation.py:live_weights 0 -"
+  "ablation hard_masks configs/synthetic_ablation.py:hard_masks 0 -"
+  "ablation no_smoothness configs/synthetic_ablation.py:no_smoothness 0 -"
+  "ablation no_blur configs/synthetic_ablation.py:no_blur 0 -"
+  "ablation blobs_alone configs/synthetic_ablation.py:blobs_alone 0 -"
+  "ablation ema_weights configs/synthetic_ablation.py:ema_weights 0 -"
+  "ablation no_ranking configs/synthetic_ablation.py:no_ranking 0 -"
 )
 
 # Ends the script with one line; 1 would say that a row differs.
@@ -55,7 +55,7 @@ refuse() {
   exit 2
 }
 
-runs="$root/runs/reproduce" data_dir="${TFDS_DATA_DIR:-}" seeds="" asked=()
+runs="$root/runs/reproduce" data_dirs=() seeds="" asked=()
 for argument in "$@"; do
   case "$argument" in
     -h | --help)
@@ -64,7 +64,7 @@ for argument in "$@"; do
       ;;
     --dry-run) dry_run=1 ;;
     --runs=?*) runs="${argument#*=}" ;;
-    --data_dir=?*) data_dir="${argument#*=}" ;;
+    --data_dir=?*) data_dirs+=("${argument#*=}") ;;
     --seeds=*)
       seeds="${argument#*=}"
       if ! [[ "$seeds" =~ ^[0-9]+(,[0-9]+)*$ ]]; then
@@ -75,6 +75,22 @@ for argument in "$@"; do
     *) asked+=("$argument") ;;
   esac
 done
+
+if ((!${#data_dirs[@]})) && [[ -n "${TFDS_DATA_DIR:-}" ]]; then
+  data_dirs=("$TFDS_DATA_DIR")
+fi
+
+# Prints the first folder in which that data set is prepared; fails where none has it.
+folder_of() {
+  local folder
+  for folder in ${data_dirs[@]+"${data_dirs[@]}"}; do
+    if [[ -d "$folder/$1" ]]; then
+      echo "$folder"
+      return 0
+    fi
+  done
+  return 1
+}
 
 # Whether the row is asked for, by its name or by that of its table; without names all are.
 is_asked() {
@@ -90,9 +106,9 @@ is_asked() {
   return 1
 }
 
-known=" main ablation other "
+known=" main ablation photographs other "
 for row in "${rows[@]}"; do
-  read -r table name config row_seeds <<<"$row"
+  read -r table name config row_seeds dataset <<<"$row"
   known+="$name "
 done
 for name in ${asked[@]+"${asked[@]}"}; do
@@ -103,18 +119,19 @@ done
 
 chosen=() names=()
 for row in "${rows[@]}"; do
-  read -r table name config row_seeds <<<"$row"
+  read -r table name config row_seeds dataset <<<"$row"
   if ! is_asked "$table" "$name"; then
     continue
   fi
   names+=("$name")
-  if [[ "$config" == configs/mnist.py* && (-z "$data_dir" || ! -d "$data_dir/mnist") ]]; then
-    where="${data_dir:-neither --data_dir nor \$TFDS_DATA_DIR is given}"
+  if [[ "$dataset" != - ]] && ! folder_of "$dataset" >/dev/null; then
+    where="${data_dirs[*]-}"
+    where="${where:-neither --data_dir nor \$TFDS_DATA_DIR is given}"
     if [[ " ${asked[*]-} " == *" $name "* ]]; then
-      refuse "row $name needs MNIST, and there is no folder mnist in it: $where. Prepare it:" \
-        "python -m selfexplain_jax.data.prepare --dataset=mnist --data_dir=DIR, then give --data_dir=DIR."
+      refuse "row $name needs $dataset, and there is no folder $dataset in it: $where. Prepare it:" \
+        "python -m selfexplain_jax.data.prepare --dataset=$dataset --data_dir=DIR, then give --data_dir=DIR."
     fi
-    echo "Row $name is left out: it needs MNIST, which is not prepared ($where); --help says how to name it." >&2
+    echo "Row $name is left out: it needs $dataset, which is not prepared ($where); --help says how to name it." >&2
     continue
   fi
   chosen+=("$row")
@@ -126,13 +143,13 @@ fi
 # shellcheck source=launch/setup.sh
 source "$root/launch/setup.sh"
 for row in "${chosen[@]}"; do
-  read -r table name config row_seeds <<<"$row"
+  read -r table name config row_seeds dataset <<<"$row"
   IFS=, read -r -a numbers <<<"${seeds:-$row_seeds}"
   for seed in "${numbers[@]}"; do
     folder="$runs/${name}_seed$seed"
     command=(bash "$root/launch/local.sh" --config="$root/$config" --workdir="$folder" --config.seed="$seed")
-    if [[ "$config" == configs/mnist.py* ]]; then
-      command+=(--config.data.data_dir="$data_dir")
+    if [[ "$dataset" != - ]]; then
+      command+=(--config.data.data_dir="$(folder_of "$dataset")")
     fi
     code=0
     if [[ -z "$dry_run" ]]; then

@@ -55,7 +55,7 @@ def reproduce(tmp_path):
 
 def test_its_rows_are_the_stored_ones():
     text = (ROOT / "launch" / "reproduce.sh").read_text()
-    listed = re.findall(r'^  "(\S+) (\S+) (\S+) (\S+)"$', text, re.MULTILINE)
+    listed = re.findall(r'^  "(\S+) (\S+) (\S+) (\S+) \S+"$', text, re.MULTILINE)
     stored = [
         (row.table, row.name, row.config, ",".join(str(run.seed) for run in row.runs))
         for row in read_stored().values()
@@ -100,11 +100,12 @@ def test_other_seeds(reproduce):
 def test_mnist_is_left_out_and_said_to_be_where_it_is_not_prepared(reproduce, tmp_path):
     done, _ = reproduce("main", "--dry-run")
     assert done.returncode == 0 and "mnist.py" not in done.stdout
-    assert "Row canvas is left out: it needs MNIST" in done.stderr
+    assert "Row canvas is left out: it needs mnist" in done.stderr
     assert done.stdout.splitlines()[-1].endswith("multi canvas mnist"), "the comparison says that they are missing"
     (tmp_path / "data" / "mnist").mkdir(parents=True)
     for done, _ in (
         reproduce("mnist", "--dry-run", "--data_dir=data"),
+        reproduce("mnist", "--dry-run", "--data_dir=elsewhere", "--data_dir=data"),
         reproduce("mnist", "--dry-run", TFDS_DATA_DIR="data"),
     ):
         assert done.returncode == 0 and "--config.data.data_dir=data" in done.stdout.splitlines()[0]
@@ -113,10 +114,10 @@ def test_mnist_is_left_out_and_said_to_be_where_it_is_not_prepared(reproduce, tm
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("nosuch", "there is no row nosuch. Choose among: main ablation other synthetic texture"),
+        ("nosuch", "there is no row nosuch. Choose among: main ablation photographs other synthetic texture"),
         ("--seeds=a", "seeds are whole numbers with commas between"),
         ("--config.train.steps=3", "do not know --config.train.steps=3"),
-        ("mnist", "row mnist needs MNIST"),
+        ("mnist", "row mnist needs mnist"),
         ("--data_dir=nowhere", ""),
     ],
 )

@@ -142,7 +142,7 @@ def test_allowances_that_the_page_names():
 @pytest.mark.parametrize("row", STORED.values(), ids=lambda row: row.name)
 def test_stored_rows_are_those_of_configs_that_are_there(row):
     config = load_config(str(ROOT / row.config))
-    assert row.table in ("main", "ablation", "other")
+    assert row.table in ("main", "ablation", "photographs", "other")
     if not row.superseded:
         assert (config.train.steps, config.data.eval_split) == (row.steps, row.split)
 

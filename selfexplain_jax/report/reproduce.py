@@ -30,7 +30,7 @@ from selfexplain_jax.report.stored import (
 from selfexplain_jax.training.config_json import differing_fields, jsonable
 from selfexplain_jax.types import UserError
 
-COMPARED = ("accuracy", "object_accuracy", "background_accuracy", "iou", "swap_owner_gap")
+COMPARED = ("accuracy", "object_accuracy", "background_accuracy", "iou", "miou", "swap_owner_gap")
 """What is compared. More numbers would be more that differ by chance."""
 
 NO_NUMBER_CHANGES = (
@@ -39,6 +39,8 @@ NO_NUMBER_CHANGES = (
     "data.data_dir",
     "data.num_threads",
     "data.prefetch",
+    # The audit's classifiers add numbers, and move none of those that are compared.
+    "evaluation.audit",
     "evaluation.examples",
     "evaluation.pictures",
     "train.checkpoint_every",

@@ -27,6 +27,10 @@ KEPT = (
     "object_accuracy_ground_truth",
     "background_accuracy",
     "iou",
+    "continuous_iou",
+    "miou",
+    "miou_named",
+    "miou_refined",
     "mean_iou_per_class",
     "mask_area",
     "pointing_game",
@@ -69,7 +73,7 @@ class StoredRow:
     """A row of a table: runs that differ in the seed alone.
 
     name: what `launch/reproduce.sh` calls it.
-    table: "main", "ablation", or "other" for what stands in the text.
+    table: "main", "ablation", "photographs", or "other" for what stands in the text.
     config: PATH or PATH:VARIANT, from the repository.
     superseded: an older recipe or program, which the config of today does not give; it is not run again.
     hardware: what the minutes were measured on.
