@@ -21,7 +21,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 read_arguments "$@"
 if [[ -n "${MODE:-}" ]]; then
-  one_of MODE train evaluate explain compile benchmark
+  one_of MODE train evaluate explain report compile benchmark
   rest=(--mode="$MODE" ${rest[@]+"${rest[@]}"})
 fi
 find_config

@@ -139,7 +139,7 @@ def test_mode_is_a_flag_of_main(house):
     assert calls[-1].endswith("/configs/synthetic.py|--mode=compile|--workdir=x|")
     done, calls = house.run("launch/local.sh", MODE="trian")
     assert done.returncode == 1 and not calls
-    assert done.stderr == "error: MODE=trian is none of: train evaluate explain compile benchmark.\n"
+    assert done.stderr == "error: MODE=trian is none of: train evaluate explain report compile benchmark.\n"
 
 
 def test_more_packages_are_installed_with_the_same_pins(house):

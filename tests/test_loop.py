@@ -289,6 +289,7 @@ BAD = {
     "optimizer": (lambda c: setattr(c.train, "optimizer", "sgd"), "config.train.optimizer"),
     "schedule": (lambda c: setattr(c.train, "schedule", "step"), "config.train.schedule"),
     "steps": (lambda c: setattr(c.train, "steps", 0), "config.train.steps = 0 must be at least 1"),
+    "nothing": (lambda c: setattr(c.train, "steps", None), "config.train.steps is None: give it a value"),
     "log_every": (lambda c: setattr(c.train, "log_every", 0), "config.train.log_every = 0 must be at least 1"),
     "learning_rate": (lambda c: setattr(c.train, "learning_rate", float("nan")), "config.train.learning_rate = nan"),
     "split": (lambda c: setattr(c.data, "eval_split", "tset"), "'tset'"),

@@ -132,9 +132,7 @@ def write_stored(rows: Mapping[str, StoredRow], path: str | os.PathLike = STORED
     write_whole(pathlib.Path(path), ('{\n  "rows": [\n' + ",\n".join(lines) + "\n  ]\n}\n").encode())
 
 
-def row_of_runs(
-    name: str, table: str, config: str, hardware: str, results: Sequence[Mapping[str, Any]], superseded: bool = False
-) -> StoredRow:
+def row_of_runs(name: str, table: str, config: str, hardware: str, results: Sequence[Mapping[str, Any]]) -> StoredRow:
     """Makes a row of the contents of results.json files that differ in the seed alone.
 
     Raises:
@@ -161,7 +159,7 @@ def row_of_runs(
         for found in results
     )
     steps, split, images = of.pop()
-    return StoredRow(name, table, config, superseded, hardware, steps, split, images, runs)
+    return StoredRow(name, table, config, False, hardware, steps, split, images, runs)
 
 
 def scale(row: StoredRow, metric: str) -> float:

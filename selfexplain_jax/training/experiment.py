@@ -29,6 +29,8 @@ _AT_LEAST = {
     0: "train.warmup_steps train.weight_decay train.clip_norm train.picture_every train.checkpoint_every "
     "evaluation.max_examples evaluation.audit_steps evaluation.refine_rounds evaluation.pictures evaluation.examples",
 }
+_OPTIONS = ("config.data.options", "config.comparison")
+"""Groups whose fields are other functions' arguments, where None may have a meaning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,7 @@ def build(config: ml_collections.ConfigDict, classifier: FrozenClassifier | None
     Raises:
       UserError: an unknown name, a number out of range, or parts that do not fit together.
     """
+    _check_nothing_is_none(config)
     for least, names in _AT_LEAST.items():
         for group, field in (name.split(".") for name in names.split()):
             if not config[group][field] >= least:
@@ -90,6 +93,15 @@ def build(config: ml_collections.ConfigDict, classifier: FrozenClassifier | None
         classifier = classifier or from_workdir(config)
         check_classifier(classifier, dataset.info)
     return Experiment(ml_collections.FrozenConfigDict(config), dataset, model, optimizer, schedule, classifier)
+
+
+def _check_nothing_is_none(config: ml_collections.ConfigDict, name: str = "config") -> None:
+    """Raises UserError for a field that is None, which ConfigDict takes in the place of any value."""
+    for field, value in config.items():
+        if value is None:
+            raise UserError(f"{name}.{field} is None: give it a value. config.py says what it may be.")
+        if isinstance(value, ml_collections.ConfigDict) and f"{name}.{field}" not in _OPTIONS:
+            _check_nothing_is_none(value, f"{name}.{field}")
 
 
 def load_frozen(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple:
