@@ -184,6 +184,10 @@ def base_config() -> ml_collections.ConfigDict:
     evaluation.audit_steps = 600
     # Masks are measured a second time, smoothed so often within the image's edges ("miou_refined"); 0 = they are not.
     evaluation.refine_rounds = 0
+    # Before that, masks of the image and of its mirror image become one. Not where left and right are different things.
+    evaluation.refine_mirrored = False
+    # Pixels where no refined mask is above it are background.
+    evaluation.refine_threshold = 0.5
     # Pictures of images, masks and overlays that are written.
     evaluation.pictures = 16
     # Images kept with their masks for the report page, at most: the worst, wrong predictions, and evenly spaced ones.

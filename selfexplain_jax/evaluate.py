@@ -100,7 +100,7 @@ def evaluate(
             if info.has_masks:
                 pairs = add(pairs, _localisation(seen, info) | _control_parts(predictor, seen, config, info, step))
                 if settings.refine_rounds > 0:
-                    pairs = add(pairs, refinement.refined_sums(seen, info, settings.refine_rounds))
+                    pairs = add(pairs, refinement.refined_sums(predictor, seen, info, settings))
         if classifiers is not None:
             pairs = add(pairs, _audit(classifiers, seen, info))
         real = np.flatnonzero(seen.batch["valid"] > 0)

@@ -298,6 +298,7 @@ BAD = {
         "'tset'",
     ),
     "audit": (lambda c: c.evaluation.update(audit=True, audit_steps=0), "config.evaluation.audit_steps = 0 trains no"),
+    "threshold": (lambda c: setattr(c.evaluation, "refine_threshold", 1.0), "config.evaluation.refine_threshold = 1.0"),
     "temperature": (
         lambda c: c.model.update(temperature_steps=5, initial_temperature=float("inf")),
         "both temperatures positive and finite",

@@ -1,5 +1,7 @@
 """Masks refined by the image: worked out on images of two colours, and what an evaluation makes of them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,44 @@ def test_zeros_and_ones_stay_finite():
     masks = jnp.asarray(np.random.default_rng(0).integers(0, 2, (1, 3, 16, 16)).astype(np.float32))
     refined = np.asarray(refine(masks, two_colours(16), 2))
     assert np.isfinite(refined).all() and refined.min() >= 0 and refined.max() <= 1
+
+
+def test_masks_of_the_mirror_image_are_turned_back_and_averaged_in_logits():
+    image = np.zeros((1, 2, 3, 3), np.float32)
+    image[0, :, 0] = 1.0  # the left column; in the mirror image the right one
+
+    def masks_of(images, class_ids):
+        """.9 where it is bright; .1 elsewhere, but in the leftmost column .5."""
+        bright = images[..., 0] > 0
+        masks = jnp.where(bright, 0.9, jnp.where(jnp.arange(3) == 0, 0.5, 0.1))
+        return jnp.repeat(masks[:, None], class_ids.shape[1], axis=1)
+
+    class_ids = np.zeros((1, 2), np.int32)
+    predictor = dataclasses.replace(squares.make_predictor(), masks=masks_of)
+    both = refinement.mirrored(predictor, image, class_ids, masks_of(image, class_ids))
+    # As drawn: .9 .1 .1; of the mirror image, turned back: .9 .1 .5; logits of .1 and .5 have the mean of .25.
+    np.testing.assert_allclose(both, np.broadcast_to([0.9, 0.1, 0.25], (1, 2, 2, 3)), rtol=1e-5)
+
+
+def test_threshold_and_mirror_image_are_those_of_the_config():
+    def half_sure(images, class_ids):
+        return 0.1 + 0.3 * squares.exact_masks(images, class_ids)
+
+    asked = []
+
+    def counted(images, class_ids):
+        asked.append(np.asarray(images))
+        return half_sure(images, class_ids)
+
+    predictor = squares.make_predictor(masks=counted)
+    metrics = evaluate.evaluate(predictor, squares.make_dataset(), squares.make_config(refine_rounds=1))
+    count = len(asked)
+    assert metrics["miou_named"] == metrics["miou_refined"] < 0.25
+    settings = {"refine_rounds": 1, "refine_threshold": 0.2, "refine_mirrored": True}
+    metrics = evaluate.evaluate(predictor, squares.make_dataset(), squares.make_config(**settings))
+    assert metrics["miou_named"] < 0.25 and metrics["miou_refined"] > 0.6
+    assert len(asked) == 2 * count + 2, "once more for each of two batches"
+    np.testing.assert_array_equal(asked[-1], asked[-2][:, :, ::-1])
 
 
 def test_evaluation_asks_for_as_many_rounds_as_configured_and_measures_what_comes_back(monkeypatch):

@@ -6,12 +6,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from selfexplain_jax.metrics import mask_sums, parts, segmentation
 from selfexplain_jax.metrics.view import View
 from selfexplain_jax.models import edges
-from selfexplain_jax.types import DatasetInfo, SumCount
+from selfexplain_jax.types import DatasetInfo, Predictor, SumCount
 
 DISTANCES = (16, 8, 4, 2, 1)
 """Of the filter at half the image's size, in its cells; of 1 and 2 where an image has no room for more."""
@@ -40,8 +41,7 @@ def refine(masks: jax.Array, images: jax.Array, rounds: int) -> jax.Array:
     """
     batch, classes, height, width = masks.shape
     small = (-(-height // STRIDE), -(-width // STRIDE))
-    clipped = jnp.clip(masks.transpose(0, 2, 3, 1), CLIP, 1.0 - CLIP)  # [B, H, W, k]
-    logits = jax.image.resize(jnp.log(clipped) - jnp.log1p(-clipped), (batch, *small, classes), "linear")
+    logits = jax.image.resize(_logits(masks.transpose(0, 2, 3, 1)), (batch, *small, classes), "linear")
     shown = jax.image.resize(images, (batch, *small, images.shape[-1]), "linear")
     distances = tuple(distance for distance in DISTANCES if distance <= max(2, min(small) // 4))
     filters = edges.edge_filters(shown, distances, SCALE)
@@ -50,24 +50,46 @@ def refine(masks: jax.Array, images: jax.Array, rounds: int) -> jax.Array:
     return refined.transpose(0, 3, 1, 2)
 
 
-def refined_sums(seen: View, info: DatasetInfo, rounds: int) -> dict[str, SumCount]:
+def mirrored(predictor: Predictor, images: np.ndarray, class_ids: np.ndarray, masks: np.ndarray) -> jax.Array:
+    """The masks of an image and of its mirror image, turned back, as one: the sigmoid of their logits' mean.
+
+    Args:
+      predictor: draws the mirror image's masks.
+      images, class_ids, masks: [B, H, W, 3], int32 [B, k], and the predictor's masks of them [B, k, H, W].
+    """
+    turned = predictor.masks(images[:, :, ::-1], class_ids)[..., ::-1]
+    return jax.nn.sigmoid((_logits(masks) + _logits(turned)) / 2)
+
+
+def refined_sums(
+    predictor: Predictor, seen: View, info: DatasetInfo, settings: ml_collections.ConfigDict
+) -> dict[str, SumCount]:
     """`iou`, `continuous_iou` and the pixels' confusion of refined masks, by names that end in "_refined".
 
     The class map knows the classes alone that the network names in the image, so that nothing is taken from the label.
     "pixel_confusion_named", of the masks as they are under the same rule, tells its share from the filter's.
 
     Args:
-      seen: of a model with masks, on data with masks.
+      predictor: with masks; asked again where `refine_mirrored`.
+      seen: of it, on data with masks.
       info: the dataset's.
-      rounds: of `refine`, 1 or more.
+      settings: `config.evaluation`; its `refine_rounds`, `refine_mirrored` and `refine_threshold` (of the class map).
     """
-    masks = np.asarray(refine(seen.masks, seen.batch["image"], rounds))
+    images, masks = seen.batch["image"], seen.masks
+    if settings.refine_mirrored:
+        masks = mirrored(predictor, images, seen.class_ids, masks)
+    masks = np.asarray(refine(masks, images, settings.refine_rounds))
     target = parts.union_of_classes(masks, seen.class_ids, seen.batch["label"])
     of_target = mask_sums(target, seen.truth, seen.weight, seen.batch["valid"])
-    named = np.take_along_axis(seen.predictions["image"].decided, seen.class_ids, axis=1)  # [B, k]
     sums = {f"{name}_refined": of_target[name] for name in ("iou", "continuous_iou")}
-    for suffix, shown in {"named": seen.masks, "refined": masks}.items():
-        classes = segmentation.class_map(shown * named[:, :, None, None], seen.class_ids)
+    named = np.take_along_axis(seen.predictions["image"].decided, seen.class_ids, axis=1)  # [B, k]
+    for suffix, shown, threshold in (("named", seen.masks, 0.5), ("refined", masks, settings.refine_threshold)):
+        classes = segmentation.class_map(shown * named[:, :, None, None], seen.class_ids, threshold)
         confusion = segmentation.pixel_confusion(classes, seen.batch["mask"], seen.batch["valid"], info.num_classes)
         sums[f"pixel_confusion_{suffix}"] = (confusion, 0)
     return sums
+
+
+def _logits(masks: jax.Array) -> jax.Array:
+    clipped = jnp.clip(masks, CLIP, 1.0 - CLIP)
+    return jnp.log(clipped) - jnp.log1p(-clipped)

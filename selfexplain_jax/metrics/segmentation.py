@@ -149,17 +149,18 @@ def pixel_auc(mask: jax.Array, truth: jax.Array, weight: jax.Array) -> Measured:
 
 
 @jax.jit
-def class_map(masks: jax.Array, class_ids: jax.Array) -> jax.Array:
-    """Returns the class of each pixel, int32 [B, H, W]: index + 1 of the largest mask above .5, else 0 (background).
+def class_map(masks: jax.Array, class_ids: jax.Array, threshold: float = 0.5) -> jax.Array:
+    """Returns the class of each pixel, int32 [B, H, W]: index + 1 of the largest mask above the threshold, else 0.
 
     Args:
       masks: [B, k, H, W] in [0, 1].
       class_ids: int32 [B, k], the masks' classes.
+      threshold: where no mask is above it, there is background, 0.
     """
     batch, _, height, width = masks.shape
     winner = masks.argmax(axis=1).reshape(batch, -1)  # [B, H * W]
     winner_class = jnp.take_along_axis(class_ids, winner, axis=1).reshape(batch, height, width)
-    return jnp.where(masks.max(axis=1) > 0.5, winner_class + 1, 0)
+    return jnp.where(masks.max(axis=1) > threshold, winner_class + 1, 0)
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")

@@ -81,6 +81,10 @@ def build(config: ml_collections.ConfigDict, classifier: FrozenClassifier | None
         raise UserError(
             "config.evaluation.audit_steps = 0 trains no classifiers: set evaluation.audit = False instead."
         )
+    if not 0 <= config.evaluation.refine_threshold < 1:
+        raise UserError(
+            f"config.evaluation.refine_threshold = {config.evaluation.refine_threshold} must be at least 0 and below 1."
+        )
     validate_objective(config)
     validate_passes(config)
     optimizer, schedule = build_optimizer(config)
