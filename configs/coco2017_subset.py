@@ -1,11 +1,11 @@
 """Self-Explainer and classifier on seven classes of COCO 2017: people and what is around them, few photographs.
 
 Method:   decoder on a pretrained EfficientNet-Lite0, several classes a photo, image labels alone.
-Hardware: two CPU cores; the six animals of VOC take 36 minutes by this recipe, and this was not measured.
+Hardware: two CPU cores in 49 minutes, with evaluations and tests beside.
 Command:  python -m selfexplain_jax.main --config=configs/coco2017_subset.py --workdir=runs/coco2017_subset
 Data:     python -m selfexplain_jax.data.prepare --dataset=coco2017 --data_dir=DIR, then --config.data.data_dir=DIR.
 Variants: self_explainer, classifier (EfficientNet-Lite0 itself).
-Score:    not trained here, so none is promised.
+Score:    it fails: mAP .649, mean IoU .138 (seed 0, 185 training images of 260; docs/results.md says why).
 """
 
 from selfexplain_jax.config import base_config, check_variant

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs rows of docs/results.md again, and says which of them differ from the stored ones by more than the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 6.1 hours of training, and evaluations
+#   bash launch/reproduce.sh                       every row that two cores can run: 6.9 hours of training, and evaluations
 #   bash launch/reproduce.sh synthetic texture     these rows
 #   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other
 #   bash launch/reproduce.sh --seeds=3,4 texture   with other seeds than the stored ones: more say more
@@ -49,6 +49,7 @@ rows=(
   "ablation no_ranking configs/synthetic_ablation.py:no_ranking 0 -"
   "photographs animals configs/voc2012_animals.py 0,1,2 voc2012"
   "photographs animals_classifier configs/voc2012_animals.py:classifier 0 voc2012"
+  "photographs coco_subset configs/coco2017_subset.py 0 coco2017"
   "photographs cifar10 configs/cifar10.py 0 cifar10"
   "photographs cifar10_classifier configs/cifar10.py:classifier 0 cifar10"
 )
