@@ -33,18 +33,18 @@ def counted(
     """
     stream = stream or sys.stderr
     total = len(items) if total is None else total
+    taken = zip(range(1, total + 1), items, strict=False)
     if jax.process_index() != 0:
-        for _, item in zip(range(total), items, strict=False):
-            yield item
+        yield from (item for _, item in taken)
         return
     if stream.isatty():
         with tqdm.tqdm(desc=text, total=total, unit=f" {unit}", file=stream, dynamic_ncols=True) as bar:
-            for _, item in zip(range(total), items, strict=False):
+            for _, item in taken:
                 yield item
                 bar.update()
         return
     start = last = time.monotonic()
-    for done, item in zip(range(1, total + 1), items, strict=False):
+    for done, item in taken:
         yield item
         now = time.monotonic()
         if now - last >= PLAIN_EVERY:

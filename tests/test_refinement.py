@@ -11,6 +11,7 @@ import test_evaluate as squares
 from selfexplain_jax import evaluate
 from selfexplain_jax.metrics import refinement
 from selfexplain_jax.metrics.refinement import refine
+from selfexplain_jax.types import UserError
 
 LOGIT = np.log(9.0)  # of .9; -LOGIT is that of .1
 
@@ -73,22 +74,33 @@ def test_masks_of_the_mirror_image_are_turned_back_and_averaged_in_logits():
 
     class_ids = np.zeros((1, 2), np.int32)
     predictor = dataclasses.replace(squares.make_predictor(), masks=masks_of)
-    both = refinement.mirrored(predictor, image, class_ids, masks_of(image, class_ids))
+    batch = {"image": image, "valid": np.ones(1), "index": np.zeros(1, np.int32)}
+    both = refinement.mirrored(predictor, batch, class_ids, masks_of(image, class_ids))
     # As drawn: .9 .1 .1; of the mirror image, turned back: .9 .1 .5; logits of .1 and .5 have the mean of .25.
     np.testing.assert_allclose(both, np.broadcast_to([0.9, 0.1, 0.25], (1, 2, 2, 3)), rtol=1e-5)
 
 
-def test_threshold_and_mirror_image_are_those_of_the_config():
-    def half_sure(images, class_ids):
-        return 0.1 + 0.3 * squares.exact_masks(images, class_ids)
+def test_bad_masks_of_the_mirror_image_are_told():
+    def masks_of(images, class_ids):
+        broken = np.where(np.asarray(images)[:, 0, 0, 0] > 0, 0.5, np.nan)
+        return np.broadcast_to(broken[:, None, None, None], (*class_ids.shape, *images.shape[1:3]))
 
+    image = np.zeros((1, 2, 3, 3), np.float32)
+    image[0, :, 0] = 1.0
+    batch, class_ids = {"image": image, "valid": np.ones(1), "index": np.arange(1)}, np.zeros((1, 2), np.int32)
+    predictor = dataclasses.replace(squares.make_predictor(), masks=masks_of)
+    with pytest.raises(UserError, match="masks hold NaN"):
+        refinement.mirrored(predictor, batch, class_ids, masks_of(image, class_ids))
+
+
+def test_threshold_and_mirror_image_are_those_of_the_config():
     asked = []
 
-    def counted(images, class_ids):
+    def half_sure(images, class_ids):
         asked.append(np.asarray(images))
-        return half_sure(images, class_ids)
+        return 0.1 + 0.3 * squares.exact_masks(images, class_ids)
 
-    predictor = squares.make_predictor(masks=counted)
+    predictor = squares.make_predictor(masks=half_sure)
     metrics = evaluate.evaluate(predictor, squares.make_dataset(), squares.make_config(refine_rounds=1))
     count = len(asked)
     assert metrics["miou_named"] == metrics["miou_refined"] < 0.25

@@ -10,9 +10,9 @@ import ml_collections
 import numpy as np
 
 from selfexplain_jax.metrics import mask_sums, parts, segmentation
-from selfexplain_jax.metrics.view import View
+from selfexplain_jax.metrics.view import View, draw_masks
 from selfexplain_jax.models import edges
-from selfexplain_jax.types import DatasetInfo, Predictor, SumCount
+from selfexplain_jax.types import Batch, DatasetInfo, Predictor, SumCount
 
 DISTANCES = (16, 8, 4, 2, 1)
 """Of the filter at half the image's size, in its cells; of 1 and 2 where an image has no room for more."""
@@ -50,14 +50,17 @@ def refine(masks: jax.Array, images: jax.Array, rounds: int) -> jax.Array:
     return refined.transpose(0, 3, 1, 2)
 
 
-def mirrored(predictor: Predictor, images: np.ndarray, class_ids: np.ndarray, masks: np.ndarray) -> jax.Array:
+def mirrored(predictor: Predictor, batch: Batch, class_ids: np.ndarray, masks: np.ndarray) -> jax.Array:
     """The masks of an image and of its mirror image, turned back, as one: the sigmoid of their logits' mean.
 
     Args:
       predictor: draws the mirror image's masks.
-      images, class_ids, masks: [B, H, W, 3], int32 [B, k], and the predictor's masks of them [B, k, H, W].
+      batch, class_ids, masks: the images, int32 [B, k], and the predictor's masks of them [B, k, H, W].
+
+    Raises:
+      UserError: bad masks of the mirror image, see `view.draw_masks`.
     """
-    turned = predictor.masks(images[:, :, ::-1], class_ids)[..., ::-1]
+    turned = draw_masks(predictor, batch | {"image": batch["image"][:, :, ::-1]}, class_ids)[..., ::-1]
     return jax.nn.sigmoid((_logits(masks) + _logits(turned)) / 2)
 
 
@@ -75,10 +78,10 @@ def refined_sums(
       info: the dataset's.
       settings: `config.evaluation`; its `refine_rounds`, `refine_mirrored` and `refine_threshold` (of the class map).
     """
-    images, masks = seen.batch["image"], seen.masks
+    masks = seen.masks
     if settings.refine_mirrored:
-        masks = mirrored(predictor, images, seen.class_ids, masks)
-    masks = np.asarray(refine(masks, images, settings.refine_rounds))
+        masks = mirrored(predictor, seen.batch, seen.class_ids, masks)
+    masks = np.asarray(refine(masks, seen.batch["image"], settings.refine_rounds))
     target = parts.union_of_classes(masks, seen.class_ids, seen.batch["label"])
     of_target = mask_sums(target, seen.truth, seen.weight, seen.batch["valid"])
     sums = {f"{name}_refined": of_target[name] for name in ("iou", "continuous_iou")}
@@ -91,5 +94,4 @@ def refined_sums(
 
 
 def _logits(masks: jax.Array) -> jax.Array:
-    clipped = jnp.clip(masks, CLIP, 1.0 - CLIP)
-    return jnp.log(clipped) - jnp.log1p(-clipped)
+    return jax.scipy.special.logit(jnp.clip(masks, CLIP, 1.0 - CLIP))

@@ -132,8 +132,17 @@ def class_masks(predictor: Predictor, batch: Batch, scores: np.ndarray) -> tuple
             "lower config.evaluation.batch_size."
         )
     class_ids = np.asarray(parts.candidate_classes(batch["label"], scores, count))
+    return class_ids, draw_masks(predictor, batch, class_ids)
+
+
+def draw_masks(predictor: Predictor, batch: Batch, class_ids: np.ndarray) -> np.ndarray:
+    """Returns the predictor's masks [B, k, H, W] of the batch's images, for class ids int32 [B, k].
+
+    Raises:
+      UserError: bad masks (shape, NaN, range).
+    """
     masks = np.asarray(predictor.masks(batch["image"], class_ids), np.float32)
-    expected = (*class_ids.shape, height, width)
+    expected = (*class_ids.shape, *batch["image"].shape[1:3])
     if masks.shape != expected:
         raise UserError(
             f"The predictor's masks have shape {masks.shape}, expected {expected}: resize them to the image."
@@ -141,7 +150,7 @@ def class_masks(predictor: Predictor, batch: Batch, scores: np.ndarray) -> tuple
     _check_finite(masks, batch, "masks")
     if masks.min() < -1e-4 or masks.max() > 1 + 1e-4:
         raise UserError(f"Masks must lie in [0, 1]; the predictor's reach from {masks.min():.4g} to {masks.max():.4g}.")
-    return class_ids, masks
+    return masks
 
 
 def target_mask(predictor: Predictor, batch: Batch) -> np.ndarray:
