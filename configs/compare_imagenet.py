@@ -17,6 +17,7 @@ def get_config(variant="comparison"):
     check_variant(__file__, variant, VARIANTS)
     config = base_config()
     config.data.name, config.data.eval_split = "imagenet2012", "validation"
+    config.data.options = {"classes": ()}
     config.data.image_size, config.data.fit = 224, "center"
     config.evaluation.batch_size, config.evaluation.max_examples = 4, 20
     config.comparison.models = {"efficientnet_lite0": "configs/imagenet.py:classifier"}

@@ -6,9 +6,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 def events_of(workdir):
-    """Events of all files in the order of their making: records of length, checksum, payload, checksum."""
+    """Events of all files, in the order of their names, as TensorBoard has it: length, checksum, payload, checksum."""
     events = []
-    for path in sorted((workdir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
+    for path in sorted((workdir / "tensorboard").iterdir()):
         content, position = path.read_bytes(), 0
         while position < len(content):
             (length,) = struct.unpack("<Q", content[position : position + 8])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import time
 from collections.abc import Mapping
 
 import jax
@@ -15,6 +16,9 @@ import tensorboardX
 from absl import logging
 
 from selfexplain_jax.folders import in_bucket, make_folder, open_folder, write_whole
+
+EVENT_FILE = "events.out.tfevents."
+"""How the names of TensorBoard's files begin; the second of their making, a dot and the host's name follow."""
 
 
 class MetricWriter:
@@ -41,6 +45,7 @@ class MetricWriter:
         self._lines = None if in_bucket(folder) else self._path.open("a")
         # TensorBoard hides what older event files hold from purge_step on.
         purge_step = resume_step + 1 if had_lines else None
+        make_older(folder / "tensorboard")
         self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -84,6 +89,27 @@ def drop_lines_after(path: pathlib.Path, step: int) -> None:
     if len(kept) < len(lines):
         logging.warning("Took %d lines of steps after %d out of %s.", len(lines) - len(kept), step, path)
         write_whole(path, "".join(line + "\n" for line in kept).encode())
+
+
+def make_older(folder: pathlib.Path) -> None:
+    """Gives TensorBoard's files names of before now, in their order, where one has a name of now or of later.
+
+    TensorBoard reads files in the order of their names, which begin with the second of their making: after a clock that
+    jumped back, a run that goes on would be read before what it goes on from, or written over it.
+    """
+    names = sorted(path.name for path in folder.glob(f"{EVENT_FILE}*")) if folder.exists() else []
+    stamps, now = [_stamp_of(name) for name in names], int(time.time())
+    if not names or stamps[-1] < now:
+        return
+    logging.warning("%s in %s is of now or later by the clock: the files get older names.", names[-1], folder)
+    # Before the first one's too: no new name is another file's.
+    end = min(stamps[0], now)
+    for age, name in zip(range(len(names), 0, -1), names, strict=True):
+        (folder / name).rename(folder / name.replace(str(_stamp_of(name)), str(end - age), 1))
+
+
+def _stamp_of(name: str) -> int:
+    return int(name.removeprefix(EVENT_FILE).partition(".")[0])
 
 
 def picture_grid(columns: list[np.ndarray], gap: int = 2) -> np.ndarray:
