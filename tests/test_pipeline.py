@@ -202,6 +202,28 @@ def test_max_examples_are_evenly_spaced(max_examples, expected):
     assert len(listed) == len(batches) == -(-len(expected) // 4)
 
 
+class SomeEmpty(Fake):
+    """Examples 0, 3, 6, 9 show nothing, and it knows without reading them."""
+
+    def labels(self):
+        return (
+            np.eye(CLASSES, dtype=np.float32)[np.arange(self.length) % CLASSES]
+            * (np.arange(self.length) % 3 > 0)[:, None]
+        )
+
+
+def test_examples_of_no_class_are_trained_on_and_not_evaluated(caplog):
+    batches = evaluation_batches(SomeEmpty(), "test", fake_config(), batch_size=4)
+    assert indices(list(batches)) == [1, 2, 4, 5, 7, 8, -1, -1] and batches.num_examples == 6
+    assert batches.positions.tolist() == [1, 2, 4, 5, 7, 8]
+    assert "4 examples show none of the classes" in caplog.text
+    some = evaluation_batches(SomeEmpty(), "test", fake_config(), batch_size=4, max_examples=3)
+    assert indices(list(some)) == [1, 4, 7, -1]
+    assert set(indices(take(train_iterator(SomeEmpty(), fake_config(5)), 2))) == set(range(10))
+    with pytest.raises(UserError, match="No example of dataset 'fake', split 'test' shows one of the classes"):
+        evaluation_batches(SomeEmpty(length=1), "test", fake_config(), batch_size=4)
+
+
 @pytest.mark.parametrize("length", [1, 9, 10, 13])
 def test_hosts_cover_the_split_once_with_equally_many_batches(length):
     hosts = 3

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import ml_collections
 import numpy as np
+from absl import logging
 
 from selfexplain_jax.data import augment, balance
 from selfexplain_jax.types import VOID, Batch, Dataset, Example, UserError
@@ -94,7 +95,8 @@ def evaluation_batches(
     """Returns this host's share of a split in order, as batches that can be gone through again and again.
 
     Every host gets the same number of batches of the same size, so that collective operations meet: what is missing
-    is padded with zeros (mask: void) and marked valid = 0, index = -1.
+    is padded with zeros (mask: void) and marked valid = 0, index = -1. Examples of an all-zero label, which a dataset
+    may keep for training, have nothing to be explained: they are left out and counted in a warning.
 
     Args:
       dataset: what to evaluate on.
@@ -125,8 +127,9 @@ class EvaluationBatches:
     """
 
     def __init__(self, source, config, batch_size, max_examples, host, hosts):
-        self.num_examples = min(len(source), max_examples or len(source))
-        self.positions = np.arange(self.num_examples) * len(source) // self.num_examples
+        labelled = source.labelled()
+        self.num_examples = min(len(labelled), max_examples or len(labelled))
+        self.positions = labelled[np.arange(self.num_examples) * len(labelled) // self.num_examples]
         per_host = math.ceil(self.num_examples / hosts)
         self._length = math.ceil(per_host / batch_size)
         padded = _PaddedShare(source, self.positions, self._length * batch_size, host, hosts)
@@ -208,6 +211,18 @@ class _CheckedSource:
         """Returns the label of every example, float32 [N, C]."""
         labels = balance.labels_of(self._source)
         return labels if self._label_from is None else labels[self._label_from]
+
+    def labelled(self) -> np.ndarray:
+        """Returns the positions of the examples that show a class, int64; of all where only reading them would tell."""
+        if not callable(getattr(self._source, "labels", None)):
+            return np.arange(len(self))
+        positions = np.flatnonzero(self.labels().any(axis=1))
+        name, left_out = f"dataset {self.info.name!r}, split {self._split!r}", len(self) - len(positions)
+        if not len(positions):
+            raise UserError(f"No example of {name} shows one of the classes: there is nothing to evaluate.")
+        if left_out:
+            logging.warning("%s: %d examples show none of the classes and are not evaluated.", name, left_out)
+        return positions
 
     def padding(self) -> dict[str, np.ndarray]:
         """Returns an item that stands for no example."""
