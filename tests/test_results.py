@@ -32,6 +32,7 @@ COLUMNS = {
 WORDS = {
     "exact match": "accuracy",
     "per class": "mean_iou_per_class",
+    "mean IoU": "miou",
     "owner rate": "swap_owner_rate",
     "swap owner rate": "swap_owner_rate",
     "background accuracy": "background_accuracy",
@@ -45,9 +46,9 @@ WORDS = {
 NUMBER = r"[+-]?\d*\.?\d+"
 
 
-def table(title):
+def table(title, page=PAGE):
     """The rows of the table below a heading: {column: cell} each, without the stars of bold."""
-    section = PAGE.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+    section = page.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
     lines = [line for line in section.split("\n### ", 1)[0].splitlines() if line.startswith("|")]
     cells = [[cell.strip().replace("**", "") for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
@@ -123,6 +124,37 @@ def test_table_of_configs(title, name, least):
         count += check(found[0], cells)
     assert seen == [row.name for row in STORED.values() if row.table == name]
     assert count >= least, "the reader of the table has missed most of it"
+
+
+def test_table_of_the_readme():
+    columns = {"accuracy": "accuracy", "IoU of masks": "IoU", "swap excess": "swap excess", "minutes": "train time"}
+    rows = table("Results", (ROOT / "README.md").read_text())
+    for cells in rows:
+        spec = "configs/" + cells["`configs/`"].split("`")[1]
+        (stored,) = (row for row in STORED.values() if row.config == spec and not row.superseded)
+        shown = {
+            columns[name]: re.sub(r"\(.*?\)|no true masks", "", cell).strip()
+            for name, cell in cells.items()
+            if name in columns
+        }
+        minutes = [float(number) for number in re.findall(NUMBER, shown.pop("train time"))]
+        measured = values(stored, "minutes")
+        # One figure is the mean, two are the ends, in whole minutes where none is shown.
+        expected = [statistics.fmean(measured)] if len(minutes) == 1 else [min(measured), max(measured)]
+        assert [round(value, 1) for value in expected] == minutes or list(map(round, expected)) == minutes, spec
+        refined = shown["IoU"].partition(", refined ")
+        assert (
+            check(
+                stored,
+                {
+                    key: cell
+                    for key, cell in (shown | {"IoU": refined[0], "refined": refined[2] or "-"}).items()
+                    if cell
+                },
+            )
+            >= 1
+        )
+    assert len(rows) == 7
 
 
 def test_ablation():

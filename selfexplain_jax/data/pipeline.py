@@ -24,12 +24,13 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """Returns the endless iterator of this host's training batches.
 
-    The split `config.data.train_split` is reshuffled every epoch; epochs follow each other without a gap, so a batch
-    may hold the end of one and the start of the next and nothing is dropped. With `config.data.balance` above 0 every
-    example is drawn anew, with replacement, by its weight (`balance.sampling_weights`), and there are no epochs. Step t
-    of all hosts together takes the examples t * batch_size ... (t + 1) * batch_size - 1 of the stream; host h of n
-    takes every n-th of them. With `config.data.shuffle_labels` each example bears the label of another one, the same in
-    every epoch, and all labels are used once; masks stay with their images.
+    The split `config.data.train_split` is reshuffled every epoch; epochs follow each other without a gap, so a
+    batch may hold the end of one and the start of the next and nothing is dropped. With `config.data.balance` above
+    0 every example is drawn anew, with replacement, by its weight (`balance.sampling_weights`), and there are no
+    epochs. Step t of all hosts together takes the examples t * batch_size ... (t + 1) * batch_size - 1 of the
+    stream; host h of n takes the h-th of n parts, so that the hosts' parts in order are the batch that one host
+    would take. With `config.data.shuffle_labels` each example bears the label of another one, the same in every
+    epoch, and all labels are used once; masks stay with their images.
 
     Args:
       dataset: what to train on.
@@ -63,7 +64,25 @@ def train_iterator(
         stream = stream.random_map(mix, seed=_derived_seed(config.seed, "mixup"))
     collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
     share = batch_size // hosts
-    return iter(_read_ahead(stream[host::hosts].batch(share, batch_fn=collate), config, share))
+    part = _HostPart(stream, share, host, hosts)
+    return iter(_read_ahead(part.dataset().batch(share, batch_fn=collate), config, share))
+
+
+class _HostPart:
+    """Of every hosts * share examples of a stream the share of one host, which lies in one piece."""
+
+    def __init__(self, stream: grain.MapDataset, share: int, host: int, hosts: int):
+        self._stream, self._share, self._host, self._hosts = stream, share, host, hosts
+
+    def dataset(self) -> grain.MapDataset:
+        """The share as an endless stream of its own."""
+        if self._hosts == 1:
+            return self._stream
+        return grain.MapDataset.range(len(self._stream) // self._hosts).map(self._example)
+
+    def _example(self, number: int) -> dict[str, np.ndarray]:
+        step, place = divmod(int(number), self._share)
+        return self._stream[(step * self._hosts + self._host) * self._share + place]
 
 
 def _ordered(source: _CheckedSource, config: ml_collections.ConfigDict) -> grain.MapDataset:

@@ -26,7 +26,8 @@ def main():
 
     data = pathlib.Path(os.environ.get("SELFEXPLAIN_DATA") or FOLDER.parents[2] / "shared" / "data") / "weights"
     if not data.is_dir():
-        sys.exit(f"There is no {data}: set SELFEXPLAIN_DATA. extremal_photos.npz stays as it is.")
+        print(f"There is no {data}: set SELFEXPLAIN_DATA. extremal_photos.npz stays as it is.", file=sys.stderr)
+        return
     # As in generate_perturbation.py: a fresh mask has equal values.
     torch.Tensor.sort = lambda tensor, dim: torch.sort(tensor, dim=dim, stable=True)
     weights = {"input_scale": np.ones(3), "input_offset": np.zeros(3), **np.load(data / "efficientnet_lite0_fp16.npz")}
