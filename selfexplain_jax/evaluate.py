@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import math
@@ -9,9 +10,11 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from absl import logging
@@ -33,6 +36,7 @@ from selfexplain_jax.metrics import (
     view,
 )
 from selfexplain_jax.models import masking
+from selfexplain_jax.training import mesh
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, SumCount, UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -50,7 +54,8 @@ def evaluate(
     """Returns the metrics of a predictor on `config.data.eval_split`.
 
     Without masks in the dataset, or without a predictor that explains itself, the numbers that need them are absent and
-    the log says so. On many hosts each evaluates the whole split and gets the same result.
+    the log says so. On many hosts each evaluates a share of the batches, all get the same result, and the first writes
+    pictures and examples; all must call it. The audit's classifiers are trained by each host for itself.
 
     Args:
       predictor: what to evaluate.
@@ -72,7 +77,13 @@ def evaluate(
     check_predictor(predictor, info)
     masking.check_infills((config.evaluation.infill,), "config.evaluation.infill")
     batches = evaluation_batches(
-        dataset, config.data.eval_split, config, batch_size=settings.batch_size, max_examples=settings.max_examples
+        dataset,
+        config.data.eval_split,
+        config,
+        batch_size=settings.batch_size,
+        max_examples=settings.max_examples,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
     )
     if predictor.masks is None:
         logging.warning("The model makes no masks: classification alone is evaluated.")
@@ -89,10 +100,11 @@ def evaluate(
         collector = examples.Collector(
             info.class_names, methods, image_rows.TARGET_MASK if methods else None, settings.examples, batches.positions
         )
-    pairs, tables, drawn, of_classes = {}, [], [], []
+    pairs, tables, drawn, of_classes = {}, {}, {}, {}
     shown = min(settings.pictures if pictures_dir is not None else 0, batches.num_examples)
     to_draw = set(batches.positions[examples.evenly_spaced(batches.num_examples, shown)].tolist())
-    for step, batch in enumerate(progress.counted(batches, "evaluate")):
+    # By its number among all hosts' batches, a batch has the same random numbers wherever it is evaluated.
+    for step, batch in zip(batches.numbers, progress.counted(batches, "evaluate"), strict=True):
         seen = view.look(predictor, view.fill_padding(batch), config, info, step)
         pairs = add(pairs, _classification(seen))
         if predictor.masks is not None:
@@ -104,19 +116,32 @@ def evaluate(
         if classifiers is not None:
             pairs = add(pairs, _audit(classifiers, seen, info))
         real = np.flatnonzero(seen.batch["valid"] > 0)
-        tables.append((seen.predictions["image"].probabilities[real], seen.batch["label"][real]))
-        for row in [place for place in real if int(seen.batch["index"][place]) in to_draw]:
-            drawn.append(image_rows.picture_row(seen, row, config, info))
-            of_classes.append(image_rows.class_mask_row(seen, row, config, info))
+        tables[step] = seen.predictions["image"].probabilities[real], seen.batch["label"][real]
+        for row, position in zip(real, seen.batch["index"][real].tolist(), strict=True):
+            if position in to_draw:
+                drawn[position] = image_rows.picture_row(seen, row, config, info)
+                of_classes[position] = image_rows.class_mask_row(seen, row, config, info)
         if collector is not None:
             image_rows.collect(collector, seen, real, config, info)
-    if drawn:
-        image_rows.draw_rows(open_folder(pictures_dir) / "pictures.png", drawn)
-    if drawn and None not in of_classes:
-        image_rows.draw_rows(open_folder(pictures_dir) / "class_masks.png", of_classes)
-    if collector is not None:
-        examples.write_collected(open_folder(examples_dir), collector, dataset.source(config.data.eval_split))
-    return _finish(pairs, tables, info)
+    shares = mesh.gather((pairs, tables, drawn, of_classes, collector))
+    pairs = functools.reduce(add, [share[0] for share in shares], {})
+    tables, drawn, of_classes = (dict(ChainMap(*(share[place] for share in shares))) for place in (1, 2, 3))
+    for host, share in enumerate(shares):
+        if collector is not None and host != jax.process_index():
+            collector.merge(share[4])
+    if jax.process_index() == 0:
+        if drawn:
+            image_rows.draw_rows(open_folder(pictures_dir) / "pictures.png", in_order(drawn))
+        if drawn and None not in of_classes.values():
+            image_rows.draw_rows(open_folder(pictures_dir) / "class_masks.png", in_order(of_classes))
+        if collector is not None:
+            examples.write_collected(open_folder(examples_dir), collector, dataset.source(config.data.eval_split))
+    return _finish(pairs, in_order(tables), info)
+
+
+def in_order(found: Mapping[int, Any]) -> list[Any]:
+    """The values of a dictionary, by number."""
+    return [found[number] for number in sorted(found)]
 
 
 def write_results(

@@ -158,10 +158,14 @@ class Collector:
             del found.kept[position]
         found.kept.update({position: draw(position) for position in wanted & set(rows)})
 
+    def merge(self, other: Collector) -> None:
+        """Takes what another collector of the same arguments has gathered of other images."""
+        self.add(other._found.rows, other._found.kept.__getitem__)
+
     def examples(self, identify: Callable[[int], str]) -> Examples:
         """Returns what was gathered; `identify` gives the name of the image at a position."""
         named = {p: dataclasses.replace(k, identifier=identify(p)) for p, k in sorted(self._found.kept.items())}
-        return dataclasses.replace(self._found, kept=named)
+        return dataclasses.replace(self._found, rows=dict(sorted(self._found.rows.items())), kept=named)
 
 
 def keep(

@@ -99,6 +99,17 @@ def run(argv: Sequence[str] | None = None) -> int:
         where = f" {error.filename}" if error.filename else ""
         print(f"error: Cannot read or write{where}: {error.strerror}. What was saved before is kept.", file=sys.stderr)
         return 1
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"error: Another process of this run has ended or does not answer ({_first_line(error)}). What was saved "
+            "before is kept: start all processes again.",
+            file=sys.stderr,
+            flush=True,
+        )
+        # An ordinary end would wait minutes for the one that is gone.
+        os._exit(1)
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
@@ -122,6 +133,8 @@ def dispatch(values: flags.FlagValues) -> None:
         result = loop.train(config, workdir)
         if config.train.evaluate:
             evaluate_and_write(config, workdir, result)
+    elif jax.process_count() > 1 and (values.mode == "explain" or len(config.comparison.methods)):
+        raise UserError("Comparisons and --mode=explain run in one process: start one, without --coordinator_address.")
     elif values.mode == "evaluate" and len(config.comparison.methods):
         compare_and_write(config, workdir)
     elif values.mode == "evaluate":
@@ -144,8 +157,9 @@ def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: 
     if first:
         # Before the minutes that the evaluation takes, not behind them.
         check_writable(folder / "pictures")
-    kept = {"pictures_dir": folder / "pictures", "examples_dir": folder} if first else {}
-    metrics = evaluate.evaluate(predictor, result.dataset, config, **kept)
+    metrics = evaluate.evaluate(
+        predictor, result.dataset, config, pictures_dir=folder / "pictures", examples_dir=folder
+    )
     if first:
         extra = {"steps": result.step, "train_seconds": result.train_seconds}
         evaluate.write_results(folder / "results.json", config, metrics, extra=extra)

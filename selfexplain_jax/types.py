@@ -141,6 +141,7 @@ class Predictor:
               transformer with L blocks and N tokens, the class token first and then the patches row by row. The
               offsets are added to the attention (after its softmax), so that the gradient with respect to them at 0 is
               that with respect to the attention. Optional.
+    image_range: lowest and highest value of an image as the model takes it, which others are refused by. Optional.
     """
 
     scores: Callable[[jax.Array], jax.Array]
@@ -153,6 +154,7 @@ class Predictor:
     # A mapping has no hash; predictors that differ in it alone are still told apart by ==.
     layers: Mapping[str, tuple[Callable, Callable]] = dataclasses.field(default_factory=dict, hash=False)
     attention: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    image_range: tuple[float, float] | None = None
 
     @property
     def num_classes(self) -> int:

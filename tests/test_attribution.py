@@ -54,6 +54,7 @@ PREDICTOR = Predictor(
     masks=fake_masks,
     layers={"middle": (fake_features, lambda features, images: fake_head(features))},
     attention=fake_attention,
+    image_range=(-9, 9),
 )
 IMAGES = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
 CLASS_IDS = np.array([[0, 2], [1, 1]])
@@ -197,6 +198,8 @@ def test_ground_truth_is_the_class_and_void_is_left_out():
         (IMAGES[:, :4], CLASS_IDS, r"8 x 8 px, not 4 x 8"),
         (IMAGES[0], CLASS_IDS, r"images \[B, H, W, 3\]"),
         (IMAGES[..., :1], CLASS_IDS, r"images \[B, H, W, 3\]"),
+        (IMAGES * 0 + np.float32(255), CLASS_IDS, r"takes images in -9\.\.9, and these have 255\.\.255"),
+        (np.full(IMAGES.shape, 10, np.uint8), CLASS_IDS, r"takes images in -9\.\.9, and these have 10\.\.10"),
     ],
 )
 def test_bad_input_is_refused(name, images, class_ids, message):

@@ -223,17 +223,17 @@ def test_examples_of_no_class_are_trained_on_and_not_evaluated(caplog):
 
 
 @pytest.mark.parametrize("length", [1, 9, 10, 13])
-def test_hosts_cover_the_split_once_with_equally_many_batches(length):
+def test_hosts_take_turns_at_the_batches_that_one_host_would_take(length):
     hosts = 3
+    whole = evaluation_batches(Fake(length=length), "test", fake_config(), batch_size=2)
     shares = [
         evaluation_batches(Fake(length=length), "test", fake_config(), batch_size=2, host=h, hosts=hosts)
         for h in range(hosts)
     ]
-    listed = [list(share) for share in shares]
-    assert len({len(batches) for batches in listed}) == 1
-    seen = [i for batches in listed for i in indices(batches) if i >= 0]
-    assert sorted(seen) == list(range(length))
-    assert sum(float(batch["valid"].sum()) for batches in listed for batch in batches) == length
+    found = {number: batch for share in shares for number, batch in zip(share.numbers, share, strict=True)}
+    assert sum(map(len, shares)) == len(found) == len(whole)
+    assert_same([found[number] for number in whole.numbers], list(whole))
+    assert all(share.num_examples == length for share in shares)
 
 
 def test_evaluation_never_augments():

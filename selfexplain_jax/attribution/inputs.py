@@ -20,7 +20,7 @@ def check_inputs(predictor: Predictor, images: jax.Array, class_ids: jax.Array) 
       class_ids: integers [B, k] in 0..C-1. Their values are checked when they are known, that is, outside of `jax.jit`.
 
     Raises:
-      UserError: wrong rank, channels, image size, batch size or type, or a class that does not exist.
+      UserError: wrong rank, channels, image size, batch size, type or range, or a class that does not exist.
     """
     size = predictor.image_size
     if images.ndim != 4 or images.shape[-1] != 3:
@@ -29,6 +29,7 @@ def check_inputs(predictor: Predictor, images: jax.Array, class_ids: jax.Array) 
         raise UserError(
             f"This predictor takes images of {size} x {size} px, not {images.shape[1]} x {images.shape[2]}: resize."
         )
+    check_range(predictor, images)
     if not isinstance(class_ids, jax.Array):
         class_ids = np.asarray(class_ids)
     if class_ids.ndim != 2 or class_ids.shape[0] != images.shape[0]:
@@ -46,6 +47,25 @@ def check_inputs(predictor: Predictor, images: jax.Array, class_ids: jax.Array) 
                 f" {', '.join(predictor.class_names[:20])}{' ...' if predictor.num_classes > 20 else ''}."
             )
     return jnp.asarray(images, jnp.float32), jnp.asarray(class_ids, jnp.int32)
+
+
+def check_range(predictor: Predictor, images: jax.Array) -> None:
+    """Refuses values that a predictor says it was not made for; outside of `jax.jit`, where they are known.
+
+    Raises:
+      UserError: a value outside of `predictor.image_range`.
+    """
+    if predictor.image_range is None or isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    low, high = predictor.image_range
+    found, slack = np.asarray(images, np.float32), 1e-3 * (high - low)
+    # NaN is no matter of range: it comes out in the map, and is named there.
+    if np.nanmin(found) < low - slack or np.nanmax(found) > high + slack:
+        raise UserError(
+            f"This predictor takes images in {low:.4g}..{high:.4g}, and these have {np.nanmin(found):.4g}.."
+            f"{np.nanmax(found):.4g}: scale them as in its training, for a network of this project with"
+            " data.pipeline.normalise(images, config.data.mean, config.data.std)."
+        )
 
 
 def traceable(function: Callable) -> jax.tree_util.Partial:

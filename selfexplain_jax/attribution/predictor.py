@@ -24,6 +24,7 @@ def build_predictor(
     attention: Callable | None = None,
     masks: Callable | None = None,
     link: str = "softmax",
+    image_range: tuple[float, float] | None = None,
 ) -> Predictor:
     """A predictor of pure JAX functions, from whatever library they come.
 
@@ -43,7 +44,7 @@ def build_predictor(
       scores: images [B, H, W, 3] -> class scores (logits) [B, C]; None: head(features(images)).
       class_names: names, or the number of classes, which are then "0", "1", ...
       image_size: H = W.
-      features, head, layers, attention, masks: see `Predictor`.
+      features, head, layers, attention, masks, image_range: see `Predictor`.
       link: "softmax", or "sigmoid" for a multi-label model: from scores to probabilities.
 
     Raises:
@@ -68,7 +69,9 @@ def build_predictor(
         layer = _check_features(f"layer {name!r}", _shape_of(f"layer {name!r}", layer_features, images))
         found = _shape_of(f"the head of layer {name!r}", layer_head, layer, images)
         _check_shape(f"head(features, images) of layer {name!r}", found, expected)
-    return Predictor(scores, LINKS[link], names, image_size, features, head, masks, dict(layers or {}), attention)
+    return Predictor(
+        scores, LINKS[link], names, image_size, features, head, masks, dict(layers or {}), attention, image_range
+    )
 
 
 def _head_of_features(head, features, images):

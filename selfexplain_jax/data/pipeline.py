@@ -113,9 +113,11 @@ def evaluation_batches(
 ) -> EvaluationBatches:
     """Returns this host's share of a split in order, as batches that can be gone through again and again.
 
-    Every host gets the same number of batches of the same size, so that collective operations meet: what is missing
-    is padded with zeros (mask: void) and marked valid = 0, index = -1. Examples of an all-zero label, which a dataset
-    may keep for training, have nothing to be explained: they are left out and counted in a warning.
+    Host h of n takes whole batches, those with the numbers h, h + n, ..., so that a batch is the same however many
+    hosts there are; some hosts may have one batch less than others, or none. All batches have the same size: what is
+    missing in the last one is padded with zeros (mask: void) and marked valid = 0, index = -1. Examples of an all-zero
+    label, which a dataset may keep for training, have nothing to be explained: they are left out and counted in a
+    warning.
 
     Args:
       dataset: what to evaluate on.
@@ -123,7 +125,7 @@ def evaluation_batches(
       config: `config.data` is read.
       batch_size: examples per batch of this host.
       max_examples: so many examples (over all hosts), evenly spaced because splits may be sorted by class; 0 = all.
-      host: number of this host, 0 ... hosts - 1; it takes the examples host, host + hosts, ...
+      host: number of this host, 0 ... hosts - 1.
       hosts: how many hosts share the split.
 
     Raises:
@@ -143,24 +145,30 @@ class EvaluationBatches:
     Attributes:
       num_examples: over all hosts.
       positions: int64 [num_examples], where in the split they are.
+      numbers: of this host's batches, among those of all hosts.
     """
 
     def __init__(self, source, config, batch_size, max_examples, host, hosts):
         labelled = source.labelled()
         self.num_examples = min(len(labelled), max_examples or len(labelled))
         self.positions = labelled[np.arange(self.num_examples) * len(labelled) // self.num_examples]
-        per_host = math.ceil(self.num_examples / hosts)
-        self._length = math.ceil(per_host / batch_size)
-        padded = _PaddedShare(source, self.positions, self._length * batch_size, host, hosts)
+        self.numbers = range(host, math.ceil(self.num_examples / batch_size), hosts)
         collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
-        examples = grain.MapDataset.range(len(padded)).map(padded.__getitem__)
+        examples = grain.MapDataset.range(len(self.numbers) * batch_size).map(
+            lambda index: _or_padding(source, self.positions, self._place(index, batch_size))
+        )
         if source.info.own_sizes:
             examples = examples.map(augment.fitting(config))
         batches = examples.batch(batch_size, batch_fn=collate)
         self._batches = _read_ahead(batches, config, batch_size)
 
+    def _place(self, index: int, batch_size: int) -> int:
+        """Which of all hosts' examples is number `index` of this host's."""
+        batch, place = divmod(int(index), batch_size)
+        return self.numbers[batch] * batch_size + place
+
     def __len__(self) -> int:
-        return self._length
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches)
@@ -278,19 +286,9 @@ class _CheckedSource:
         raise UserError(f"{where}: {what}. Correct the file or the dataset's code.")
 
 
-class _PaddedShare:
-    """The examples at positions[host], positions[host + hosts], ..., followed by padding up to `length` items."""
-
-    def __init__(self, source: _CheckedSource, positions: np.ndarray, length: int, host: int, hosts: int):
-        self._source, self._positions, self._length = source, positions, length
-        self._host, self._hosts = host, hosts
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        place = self._host + int(index) * self._hosts
-        return self._source[self._positions[place]] if place < len(self._positions) else self._source.padding()
+def _or_padding(source: _CheckedSource, positions: np.ndarray, place: int) -> dict[str, np.ndarray]:
+    """The example at positions[place], or padding behind the last one."""
+    return source[positions[place]] if place < len(positions) else source.padding()
 
 
 def _collate(items: Sequence[dict], mean: Sequence[float], std: Sequence[float]) -> Batch:

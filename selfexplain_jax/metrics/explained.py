@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from selfexplain_jax.attribution.inputs import check_range
 from selfexplain_jax.metrics import segmentation
 from selfexplain_jax.types import Batch, Predictor, UserError
 
@@ -99,8 +100,9 @@ def explained(
       photo_masks: B masks of those sizes, where they are known better than as the batch's.
 
     Raises:
-      UserError: shapes that do not fit, class ids out of range, a map that is not finite (named by its image), a map
-        outside [0, 1] under "as_is", an unknown scaling, or a label with other classes than the predictor.
+      UserError: shapes that do not fit, images or class ids out of range, a map that is not finite (named by its
+        image), a map outside [0, 1] under "as_is", an unknown scaling, or a label with other classes than the
+        predictor.
     """
     images, label = np.asarray(batch["image"], np.float32), np.asarray(batch["label"], np.float32)
     class_ids, saliency = np.asarray(class_ids), np.asarray(saliency)
@@ -108,6 +110,7 @@ def explained(
     size = predictor.image_size
     if images.ndim != 4 or images.shape[1:3] != (size, size):
         raise UserError(f"The metrics need images [B, {size}, {size}, 3], the predictor's size; got {images.shape}.")
+    check_range(predictor, images)
     if label.shape != (len(images), predictor.num_classes):
         raise UserError(
             f"The label has shape {label.shape}, expected {(len(images), predictor.num_classes)}: one row per image, "

@@ -10,6 +10,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 
@@ -228,4 +229,11 @@ def network_predictor(config, info: DatasetInfo, model, variables: dict, masks: 
             name: (bound(apply_layer, name), bound(apply_from_layer, name)) for name in getattr(model, "layers", ())
         },
         attention=bound(apply_attention) if getattr(model, "has_attention", False) else None,
+        image_range=image_range(config.data),
     )
+
+
+def image_range(data: ml_collections.ConfigDict) -> tuple[float, float]:
+    """What black and white become: the lowest and the highest value of a normalised image."""
+    pairs = list(zip(data.mean, data.std, strict=True))
+    return min((0 - mean) / std for mean, std in pairs), max((255 - mean) / std for mean, std in pairs)

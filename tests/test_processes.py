@@ -1,0 +1,174 @@
+"""Two processes that share one run: equal to one process, on from each other's checkpoints, and one of them killed."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from selfexplain_jax.config import load_config
+from selfexplain_jax.training import loop
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = """
+    from selfexplain_jax.config import base_config
+
+    def get_config(variant=""):
+        config = base_config()
+        config.data.image_size = 32
+        config.data.options.train_size = 64
+        config.data.options.test_size = 11
+        config.data.num_threads = 1
+        config.data.prefetch = 8
+        config.model.widths = (8,)
+        config.model.encoder_depth = 1
+        # Everything that draws: by the row of the batch, or from the next row.
+        config.passes.infills = ("zero", "color_noise", "blur", "other_image")
+        config.passes.evaluator_masks = ("swapped", "complement", "blobs")
+        config.passes.classes_per_image = 1
+        for name in ("object", "background", "evaluator"):
+            config.objective[name] = {"weight": 1.0}
+        config.train.batch_size = 8
+        config.train.warmup_steps = 1
+        config.train.steps = 6
+        config.train.log_every = 1
+        config.train.checkpoint_every = 3
+        config.train.picture_every = 0
+        # Six batches: three for each of two processes, the last one padded.
+        config.evaluation.batch_size = 2
+        config.evaluation.audit = False
+        config.evaluation.pictures = 4
+        config.evaluation.examples = 8
+        if variant == "long":
+            config.train.steps = 1_000_000
+            config.train.checkpoint_every = 20
+        return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(textwrap.dedent(CONFIG))
+    return path
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def started(spec, workdir, processes):
+    """The processes of a run with two devices in all; whatever happens, none of them is left."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(2 // processes)}
+    command = [sys.executable, "-m", "selfexplain_jax.main", f"--config={spec}", f"--workdir={workdir}"]
+    shared = [f"--coordinator_address={free_address()}", f"--num_processes={processes}"] if processes > 1 else []
+    logs = [workdir.parent / f"{workdir.name}_{number}.log" for number in range(processes)]
+    running = []
+    try:
+        for number, log in enumerate(logs):
+            own = [*shared, f"--process_id={number}"] if shared else []
+            with log.open("w") as file:
+                options = {"env": environment | {"PYTHONPATH": str(ROOT)}, "stdout": file, "stderr": file}
+                running.append(subprocess.Popen([*command, *own], **options))
+        yield running, logs
+    finally:
+        # JAX's processes catch SIGTERM.
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def run(spec, workdir, processes):
+    with started(spec, workdir, processes) as (running, logs):
+        codes = [process.wait(timeout=300) for process in running]
+        assert codes == [0] * processes, [log.read_text() for log in logs]
+
+
+def parameters(config_file, workdir):
+    """Path -> array of the newest checkpoint."""
+    result = loop.restore(load_config(str(config_file)), str(workdir))
+    assert result.step == 6
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(result.state.params)}
+
+
+def assert_equal_runs(config_file, one, other):
+    ours, theirs = parameters(config_file, one), parameters(config_file, other)
+    assert ours.keys() == theirs.keys() and len(ours) > 5
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    results, others = (json.loads((folder / "results.json").read_text()) for folder in (one, other))
+    assert results["counts"] == others["counts"] and results["counts"]["examples"] == 11
+    compare(results["metrics"], others["metrics"])
+    rows, other_rows = (json.loads((folder / "examples.json").read_text()) for folder in (one, other))
+    assert list(rows["rows"]) == list(other_rows["rows"]) == [str(position) for position in range(11)]
+    assert rows["kept"] == other_rows["kept"]
+    for name in ("pictures.png", "class_masks.png"):
+        assert (one / "pictures" / name).is_file() and (other / "pictures" / name).is_file()
+
+
+def compare(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if isinstance(value, dict):
+            compare(value, theirs[name])
+        elif "second" not in name:
+            np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_and_go_on_from_each_others_checkpoints(tmp_path, config_file):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(config_file, one, 1)
+    run(config_file, two, 2)
+    assert_equal_runs(config_file, one, two)
+    for folder, processes in ((one, 2), (two, 1)):
+        changed = tmp_path / f"{folder.name}_then_{processes}"
+        shutil.copytree(folder, changed)
+        shutil.rmtree(changed / "checkpoints" / "6")
+        (changed / "results.json").unlink()
+        run(config_file, changed, processes)
+        log = (tmp_path / f"{changed.name}_0.log").read_text()
+        assert "Going on from the checkpoint of step 3." in log
+        assert_equal_runs(config_file, changed, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_is_killed_the_other_says_so_and_both_go_on(tmp_path, config_file, victim):
+    workdir = tmp_path / "run"
+    with started(f"{config_file}:long", workdir, 2) as (running, logs):
+        wait_for_checkpoint(workdir, running, logs)
+        running[victim].send_signal(signal.SIGKILL)
+        other = 1 - victim
+        code = running[other].wait(timeout=120)
+        text = logs[other].read_text()
+        assert code not in (0, None), text
+        # JAX itself ends the other one, in words of its own, where the lost one was the coordinator.
+        assert "Another process of this run has ended" in text or "another task died" in text, text
+    before = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    with started(f"{config_file}:long", workdir, 2) as (running, logs):
+        wait_for_checkpoint(workdir, running, logs, beyond=before)
+        assert f"Going on from the checkpoint of step {before}." in logs[0].read_text()
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, steps[-1] + 1))
+
+
+def wait_for_checkpoint(workdir, running, logs, beyond=0):
+    end = time.monotonic() + 200
+    while not any(path.name.isdecimal() and int(path.name) > beyond for path in (workdir / "checkpoints").glob("*")):
+        gone = any(process.poll() is not None for process in running)
+        assert not gone and time.monotonic() < end, [log.read_text() for log in logs]
+        time.sleep(0.1)
