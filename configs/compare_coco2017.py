@@ -8,6 +8,8 @@ Needs:    bash launch/local.sh --config=configs/coco2017.py                     
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_coco2017.py \\
             --workdir=runs/compare_coco2017
 Subset:   --config.data.options.classes="('person','cat','dog')" in all three commands.
+Variants: comparison, subset (the classes and the runs of configs/coco2017_subset.py, runs/coco2017_subset and its
+          _classifier).
 Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png.
 Data:     as in configs/coco2017.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
 """
@@ -17,12 +19,16 @@ import pathlib
 from selfexplain_jax.config import check_variant, load_config
 from selfexplain_jax.recipes import comparison_recipe
 
-VARIANTS = ("comparison",)
+VARIANTS = ("comparison", "subset")
 
 
 def get_config(variant="comparison"):
     """The comparison, on the data of configs/coco2017.py."""
     check_variant(__file__, variant, VARIANTS)
-    config = load_config(str(pathlib.Path(__file__).with_name("coco2017.py")))
+    experiment = "configs/coco2017_subset.py" if variant == "subset" else "configs/coco2017.py"
+    config = load_config(str(pathlib.Path(__file__).with_name(pathlib.Path(experiment).name)))
     config.comparison.classes_per_image = 3
-    return comparison_recipe(config, "configs/coco2017.py", "configs/coco2017.py:classifier", photo_regions="mask")
+    comparison_recipe(config, experiment, f"{experiment}:classifier", photo_regions="mask")
+    # Fong et al. 2019 search these on COCO, whose objects are smaller.
+    config.comparison.methods.extremal_perturbation.options.areas = (0.018, 0.025, 0.05, 0.1)
+    return config
