@@ -5,7 +5,7 @@ Needs:    bash launch/local.sh --config=configs/cifar10.py                      
           bash launch/local.sh --config=configs/cifar10.py:classifier            (runs/cifar10_classifier)
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_cifar10.py \\
             --workdir=runs/compare_cifar10
-Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png. Not run yet: no number is promised.
+Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html. Not run yet: no number.
 Data:     as in configs/cifar10.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR. It has no masks: the metrics are
           those that ask the network.
 """

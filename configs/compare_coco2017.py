@@ -10,7 +10,7 @@ Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compar
 Subset:   --config.data.options.classes="('person','cat','dog')" in all three commands.
 Variants: comparison, subset (the classes and the runs of configs/coco2017_subset.py, runs/coco2017_subset and its
           _classifier).
-Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png.
+Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html.
 Data:     as in configs/coco2017.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
 """
 

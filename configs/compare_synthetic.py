@@ -5,7 +5,7 @@ Needs:    bash launch/local.sh                                                  
           bash launch/local.sh --config=configs/synthetic.py:classifier          (runs/synthetic_classifier)
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_synthetic.py \\
             --workdir=runs/compare_synthetic
-Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png. Measured numbers: docs/results.md.
+Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html. Numbers: docs/results.md.
 Variants: single (one object), explainer (the same with a column for the masks of an Explainer of that classifier),
           multi (one to three objects), confounded (trained on backgrounds that go with the label, and compared on such
           as do not). They need the runs of configs/synthetic.py of that name, and its _classifier; what is missing is

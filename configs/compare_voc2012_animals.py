@@ -5,7 +5,7 @@ Needs:    bash launch/local.sh --config=configs/voc2012_animals.py              
           bash launch/local.sh --config=configs/voc2012_animals.py:classifier     (runs/voc2012_animals_classifier)
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_voc2012_animals.py \\
             --workdir=runs/compare_voc2012_animals
-Writes:   comparison.json, comparison.md, comparison.csv, pictures/comparison.png.
+Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html.
 Data:     as in configs/voc2012_animals.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
 Variants: comparison, explainer (the same with a column for the masks of the Explainer of that classifier; needs the run
           of configs/voc2012_animals.py:explainer too), localisation (against masks and boxes alone, on all images, with

@@ -30,7 +30,16 @@ from selfexplain_jax.report.stored import (
 from selfexplain_jax.training.config_json import differing_fields, jsonable
 from selfexplain_jax.types import UserError
 
-COMPARED = ("accuracy", "object_accuracy", "background_accuracy", "iou", "miou", "swap_owner_gap")
+COMPARED = (
+    "accuracy",
+    "mean_average_precision",
+    "object_accuracy",
+    "background_accuracy",
+    "iou",
+    "miou",
+    "miou_refined",
+    "swap_owner_gap",
+)
 """What is compared. More numbers would be more that differ by chance."""
 
 NO_NUMBER_CHANGES = (

@@ -17,6 +17,7 @@ import numpy as np
 from selfexplain_jax import pictures
 from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
 from selfexplain_jax.folders import open_folder
+from selfexplain_jax.models.backend import on_cpu
 from selfexplain_jax.progress import Progress
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training import steps
@@ -139,7 +140,7 @@ class _Run:
         self._program_since = self._started
         # Also where the parameters are split over hosts, each of them sees all the answers.
         self._finite_leaves = jax.jit(finite_leaves, out_shardings=mesh_lib.replicated(mesh))
-        self._run_ahead = 0 if jax.default_backend() == "cpu" else RUN_AHEAD
+        self._run_ahead = 0 if on_cpu() else RUN_AHEAD
 
     def train_seconds(self) -> float:
         """Seconds of training so far, those of earlier processes included."""
