@@ -1,6 +1,6 @@
 """Every method side by side on six animals of PASCAL VOC 2012: learned masks against post-hoc maps of a classifier.
 
-Hardware: one GPU; perturbation methods take minutes an image on two CPU cores. Not run here.
+Hardware: one GPU; perturbation methods take minutes an image on two CPU cores (see localisation). Not run yet.
 Needs:    bash launch/local.sh --config=configs/voc2012_animals.py                (runs/voc2012_animals)
           bash launch/local.sh --config=configs/voc2012_animals.py:classifier     (runs/voc2012_animals_classifier)
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_voc2012_animals.py \\
@@ -35,7 +35,7 @@ def get_config(variant="comparison"):
             del comparison.metrics[name]
         for name in ("rise", "extremal_perturbation"):
             del comparison.methods[name]
-        # 40 passes in the place of 1,280: docs/results.md says how near that comes.
+        # Channels in 40 clusters, so many passes in the place of 1,280.
         comparison.methods.score_cam.options = {"clusters": 40}
         comparison.methods.smooth_grad.options = {"samples": 16}
         comparison.methods.integrated_gradients.options.steps = 16
