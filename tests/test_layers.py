@@ -16,7 +16,8 @@ from selfexplain_jax.models.unet import UNet
 from selfexplain_jax.training.state import make_predictor
 
 SIZE, CLASSES = 32, 3
-IMAGES, IDS = formula.images(2, SIZE), np.array([[0, 1], [2, 2]])
+# In the range of normalised images.
+IMAGES, IDS = formula.images(2, SIZE) / 2, np.array([[0, 1], [2, 2]])
 NETWORKS = {
     "efficientnet_lite": (Classifier(SMALL["efficientnet_lite"], SAME), ["stride32", "stride2"]),
     "resnet_dilated": (Classifier(SMALL["resnet_bottleneck_dilated"], SAME), ["stride8", "stride4", "stride2"]),
