@@ -64,25 +64,16 @@ def train_iterator(
         stream = stream.random_map(mix, seed=_derived_seed(config.seed, "mixup"))
     collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
     share = batch_size // hosts
-    part = _HostPart(stream, share, host, hosts)
-    return iter(_read_ahead(part.dataset().batch(share, batch_fn=collate), config, share))
+    if hosts > 1:
+        whole = stream
+        stream = grain.MapDataset.range(len(whole) // hosts).map(lambda i: whole[_place(i, share, host, hosts)])
+    return iter(_read_ahead(stream.batch(share, batch_fn=collate), config, share))
 
 
-class _HostPart:
-    """Of every hosts * share examples of a stream the share of one host, which lies in one piece."""
-
-    def __init__(self, stream: grain.MapDataset, share: int, host: int, hosts: int):
-        self._stream, self._share, self._host, self._hosts = stream, share, host, hosts
-
-    def dataset(self) -> grain.MapDataset:
-        """The share as an endless stream of its own."""
-        if self._hosts == 1:
-            return self._stream
-        return grain.MapDataset.range(len(self._stream) // self._hosts).map(self._example)
-
-    def _example(self, number: int) -> dict[str, np.ndarray]:
-        step, place = divmod(int(number), self._share)
-        return self._stream[(step * self._hosts + self._host) * self._share + place]
+def _place(index: int, size: int, host: int, hosts: int) -> int:
+    """Which of all hosts' examples is number `index` of this one, where hosts take turns at pieces of that size."""
+    turn, within = divmod(int(index), size)
+    return (turn * hosts + host) * size + within
 
 
 def _ordered(source: _CheckedSource, config: ml_collections.ConfigDict) -> grain.MapDataset:
@@ -155,17 +146,12 @@ class EvaluationBatches:
         self.numbers = range(host, math.ceil(self.num_examples / batch_size), hosts)
         collate = functools.partial(_collate, mean=config.data.mean, std=config.data.std)
         examples = grain.MapDataset.range(len(self.numbers) * batch_size).map(
-            lambda index: _or_padding(source, self.positions, self._place(index, batch_size))
+            lambda index: _or_padding(source, self.positions, _place(index, batch_size, host, hosts))
         )
         if source.info.own_sizes:
             examples = examples.map(augment.fitting(config))
         batches = examples.batch(batch_size, batch_fn=collate)
         self._batches = _read_ahead(batches, config, batch_size)
-
-    def _place(self, index: int, batch_size: int) -> int:
-        """Which of all hosts' examples is number `index` of this host's."""
-        batch, place = divmod(int(index), batch_size)
-        return self.numbers[batch] * batch_size + place
 
     def __len__(self) -> int:
         return len(self.numbers)
