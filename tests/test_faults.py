@@ -5,7 +5,7 @@ import time
 
 import pytest
 from event_files import events_of
-from test_loop import assert_same_bytes, metrics_of, tiny_config
+from test_loop import assert_same_bytes, calling, metrics_of, tiny_config
 
 from selfexplain_jax.data.fakes import write_folder
 from selfexplain_jax.training import loop, writers
@@ -17,23 +17,6 @@ def uninterrupted(tmp_path_factory):
     """A run from start to end, and its folder."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     return loop.train(tiny_config(), str(folder)), folder
-
-
-def calling(monkeypatch, step, action):
-    """Lets the loop call `action` once, before it takes that step."""
-    real = loop.make_step
-
-    def make_step(*arguments):
-        take = real(*arguments)
-
-        def acting(state, batch):
-            if int(state.step) == step:
-                action()
-            return take(state, batch)
-
-        return acting
-
-    monkeypatch.setattr(loop, "make_step", make_step)
 
 
 def photo_config(folder):

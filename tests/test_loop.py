@@ -68,21 +68,26 @@ def metrics_of(workdir):
     return [{name: v for name, v in line.items() if "second" not in name} for line in lines]
 
 
-def signalling(monkeypatch, after, number):
-    """Lets a signal reach this process while step `after` runs, once."""
+def calling(monkeypatch, step, action):
+    """Lets the loop call `action` before each time that it goes on from that step."""
     real = loop.make_step
 
     def make_step(*arguments):
-        step = real(*arguments)
+        take = real(*arguments)
 
-        def signalled(state, batch):
-            if int(state.step) + 1 == after:
-                signal.raise_signal(number)
-            return step(state, batch)
+        def acting(state, batch):
+            if int(state.step) == step:
+                action()
+            return take(state, batch)
 
-        return signalled
+        return acting
 
     monkeypatch.setattr(loop, "make_step", make_step)
+
+
+def signalling(monkeypatch, after, number):
+    """Lets a signal reach this process while step `after` runs, once."""
+    calling(monkeypatch, after - 1, lambda: signal.raise_signal(number))
 
 
 def test_run_writes_what_it_promises(uninterrupted):

@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -13,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from command_line import CONFIG_HEAD, free_address
 from PIL import Image
 
 from selfexplain_jax import main
@@ -23,25 +23,13 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is d
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-CONFIG = """
-    from selfexplain_jax.config import base_config
-    from selfexplain_jax.types import UserError
-
-    def get_config(variant=""):
-        config = base_config()
-        config.data.image_size = 32
-        config.data.options.train_size = 64
+CONFIG = (
+    CONFIG_HEAD
+    + """
         config.data.options.test_size = 8
-        config.data.num_threads = 1
-        config.data.prefetch = 8
-        config.model.widths = (8,)
-        config.model.encoder_depth = 1
         config.train.batch_size = 4
-        config.train.warmup_steps = 1
         config.train.steps = 2
-        config.train.log_every = 1
         config.evaluation.batch_size = 8
-        config.evaluation.audit = False
         config.evaluation.pictures = 2
         if variant == "long":
             config.train.steps = 1_000_000
@@ -55,6 +43,7 @@ CONFIG = """
             raise UserError(f"variant {variant!r} is unknown; there is: long")
         return config
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +167,9 @@ def test_sigterm_saves_and_the_same_command_goes_on_even_after_a_kill(tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_train_like_one_and_stop_together(tmp_path, config_file, shard):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
     # Wide enough for arrays that are split; pictures need them whole again, on all hosts.
     network = ["--config.model.widths=(64,)"] if shard else []
-    flags = [f"--coordinator_address={address}", "--num_processes=2", *network]
+    flags = [f"--coordinator_address={free_address()}", "--num_processes=2", *network]
     flags += ["--config.train.shard_parameters=True", "--config.train.picture_every=20"] if shard else []
     both = [start(config_file, tmp_path / "two", 1, *flags, f"--process_id={i}") for i in (0, 1)]
     wait_until(both[0], lambda: len(steps_of(tmp_path / "two")) > 30)

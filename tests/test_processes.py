@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,23 +14,16 @@ import time
 import jax
 import numpy as np
 import pytest
+from command_line import CONFIG_HEAD, free_address
 
 from selfexplain_jax.config import load_config
 from selfexplain_jax.training import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CONFIG = """
-    from selfexplain_jax.config import base_config
-
-    def get_config(variant=""):
-        config = base_config()
-        config.data.image_size = 32
-        config.data.options.train_size = 64
+CONFIG = (
+    CONFIG_HEAD
+    + """
         config.data.options.test_size = 11
-        config.data.num_threads = 1
-        config.data.prefetch = 8
-        config.model.widths = (8,)
-        config.model.encoder_depth = 1
         # Everything that draws: by the row of the batch, or from the next row.
         config.passes.infills = ("zero", "color_noise", "blur", "other_image")
         config.passes.evaluator_masks = ("swapped", "complement", "blobs")
@@ -39,14 +31,11 @@ CONFIG = """
         for name in ("object", "background", "evaluator"):
             config.objective[name] = {"weight": 1.0}
         config.train.batch_size = 8
-        config.train.warmup_steps = 1
         config.train.steps = 6
-        config.train.log_every = 1
         config.train.checkpoint_every = 3
         config.train.picture_every = 0
         # Six batches: three for each of two processes, the last one padded.
         config.evaluation.batch_size = 2
-        config.evaluation.audit = False
         config.evaluation.pictures = 4
         config.evaluation.examples = 8
         if variant == "long":
@@ -54,6 +43,7 @@ CONFIG = """
             config.train.checkpoint_every = 20
         return config
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +51,6 @@ def config_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.py"
     path.write_text(textwrap.dedent(CONFIG))
     return path
-
-
-def free_address():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @contextlib.contextmanager
