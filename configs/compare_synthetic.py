@@ -8,14 +8,16 @@ Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compar
 Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html. Numbers: docs/results.md.
 Variants: single (one object), explainer (the same with a column for the masks of an Explainer of that classifier),
           multi (one to three objects), confounded (trained on backgrounds that go with the label, and compared on such
-          as do not). They need the runs of configs/synthetic.py of that name, and its _classifier; what is missing is
-          named with the command that trains it.
+          as do not), sanity (which maps change when the model is redrawn layer by layer, or was trained on shuffled
+          labels; needs the run of configs/synthetic.py:random_label_classifier too). They need the runs of
+          configs/synthetic.py of that name, and its _classifier; what is missing is named with the command that trains
+          it.
 """
 
 from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import comparison_recipe
 
-VARIANTS = ("single", "explainer", "multi", "confounded")
+VARIANTS = ("single", "explainer", "multi", "confounded", "sanity")
 
 
 def get_config(variant="single"):
@@ -36,4 +38,14 @@ def get_config(variant="single"):
     if variant == "confounded":
         # The network of that run draws masks too, from labels that cannot tell object and background apart.
         config.comparison.methods.learned_of_classifier = {"model": "classifier", "method": "learned"}
+    if variant == "sanity":
+        shuffled = "random_label_classifier"
+        config.comparison.model_configs[shuffled] = f"configs/synthetic.py:{shuffled}"
+        config.comparison.models[shuffled] = f"runs/synthetic_{shuffled}"
+        # The search takes minutes an image, and is done again for every layer; masks by lot nearly so.
+        for name in ("extremal_perturbation", "rise"):
+            del config.comparison.methods[name]
+        config.comparison.metrics = {"segmentation": {}, "pointing_game": {}}
+        config.comparison.sanity_checks.images = 100
+        config.comparison.sanity_checks.random_labels = {"classifier": shuffled}
     return config

@@ -31,6 +31,7 @@ from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure, ne
 from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
 from selfexplain_jax.open_models import asked_models, model_settings, open_model
 from selfexplain_jax.pictures import overlay, save_grid
+from selfexplain_jax.sanity_checks import check_settings, sanity_checks
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
 
 OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
@@ -49,7 +50,8 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
       value}, "counts": {name: count}, "seconds_per_image": s, "failures": [{"image": position, "message": text}],
       "not_finite": [name]}}, "images": how many are in every average, "left_out": positions in the split of those that
       are not, "controls": labels of what is no method, "asks_the_model": numbers that depend on the classifier behind
-      the method}. A method that failed on every image has no metrics.
+      the method, "sanity_checks": of `sanity_checks.sanity_checks`, "classes_without_a_map": present classes that
+      `config.comparison.classes_per_image` leaves out}. A method that failed on every image has no metrics.
 
     Raises:
       UserError: a workdir in a bucket; an unknown model, method, metric or option; models of other classes or image
@@ -58,7 +60,10 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     if in_bucket(workdir):
         raise UserError(f"--workdir={workdir}: a comparison keeps its maps in a folder of this machine.")
     folder, dataset = pathlib.Path(workdir).expanduser(), build_dataset(config)
-    columns = build_columns(config, dataset.info)
+    models = open_all(config, dataset.info)
+    columns = make_columns(config, models, dataset.info)
+    predictors = {name: predictor for name, (predictor, _) in models.items()}
+    check_settings(columns, predictors, config)
     metrics = choose_metrics(config, dataset.info)
     maps.claim_folder(folder, columns, config)
     notes = {column.label: maps.make_maps(column, dataset, config, folder) for column in columns}
@@ -91,19 +96,34 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
         "left_out": left_out,
         "controls": [column.label for column in columns if column.identity["method"] in CONTROLS],
         "asks_the_model": sorted(asking),
+        "sanity_checks": sanity_checks(compared, predictors, dataset, config, folder, left_out),
+        "classes_without_a_map": classes_without_a_map(dataset, config),
     }
 
 
-def build_columns(config: ml_collections.ConfigDict, info: DatasetInfo) -> list[maps.Column]:
-    """Returns the methods of `config.comparison` with their predictors, each restored once; errors as `compare`."""
+def open_all(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, tuple[Predictor, list]]:
+    """Returns {name: (predictor, what tells it from another one)} of the comparison's models; errors as `compare`."""
     settings = config.comparison
     if not settings.models or not settings.methods:
         raise UserError(
             "config.comparison needs models and methods; see configs/compare_synthetic.py for one that has."
         )
-    experiments = model_settings(config)
-    models = {name: open_model(name, found, config, info) for name, found in experiments.items()}
-    return make_columns(config, models, info)
+    return {name: open_model(name, found, config, info) for name, found in model_settings(config).items()}
+
+
+def classes_without_a_map(dataset: Dataset, config: ml_collections.ConfigDict) -> int:
+    """Returns how many present classes `config.comparison.classes_per_image` leaves without a map; warns of them."""
+    if not dataset.info.multilabel:
+        return 0
+    most, beyond = config.comparison.classes_per_image, 0
+    for batch in maps.evaluation(dataset, config):
+        present = (batch["label"] > 0).sum(axis=1) * (batch["valid"] > 0)
+        beyond += int(np.maximum(present - most, 0).sum())
+    if beyond:
+        logging.warning(
+            "%d present classes beyond config.comparison.classes_per_image = %d of an image have no map.", beyond, most
+        )
+    return beyond
 
 
 def make_columns(
@@ -113,7 +133,7 @@ def make_columns(
 
     Args:
       config: the comparison's.
-      models: {name: (predictor, what tells it from another one)}, as from `open_model`.
+      models: from `open_all`.
       info: the data set's.
 
     Raises:

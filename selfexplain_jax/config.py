@@ -208,6 +208,16 @@ def base_config() -> ml_collections.ConfigDict:
     comparison.classes_per_image = 1
     # Images in the figure.
     comparison.figure_images = 6
+    # How much of the maps is left when the model is redrawn layer by layer, see selfexplain_jax/sanity_checks.py.
+    comparison.sanity_checks = checks = ml_collections.ConfigDict()
+    # The first so many images of the split; 0 checks nothing.
+    checks.images = 0
+    # Layers are redrawn in so many runs of neighbours, at most.
+    checks.stages = 8
+    # Labels of the methods; () = all but those that take a time for every map.
+    checks.methods = ()
+    # {name of a model: name of the model of the same network that was trained with config.data.shuffle_labels}
+    checks.random_labels = config_dict.ConfigDict({})
 
     # --mode=benchmark with --what=attribution, metrics, memory or curves, see selfexplain_jax/benchmark_attribution.py.
     config.benchmark = benchmark = ml_collections.ConfigDict()
@@ -254,6 +264,7 @@ def base_config() -> ml_collections.ConfigDict:
         free.unlock()
     for name in ("models", "model_configs", "methods", "metrics"):
         comparison[name].unlock()
+    checks.random_labels.unlock()
     return config
 
 

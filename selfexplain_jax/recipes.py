@@ -356,6 +356,7 @@ def comparison_recipe(
         "grad_cam_plus_plus": {},
         "score_cam": {},
         "gradient": {},
+        "gradient_x_input": {},
         "smooth_grad": {},
         # The size of a pixel's part, whatever its sign: a signed map would put nothing at all in the middle of 0 and 1.
         "integrated_gradients": {"channels": "abs_sum"},

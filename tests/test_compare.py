@@ -53,7 +53,8 @@ def breaks_on(bad):
 
 
 def trained_further(config):
-    [column] = compare.build_columns(config, build_dataset(config).info)
+    info = build_dataset(config).info
+    [column] = compare.make_columns(config, compare.open_all(config, info), info)
     return dataclasses.replace(column, identity=column.identity | {"model": ["no/folder", 8, 2]})
 
 

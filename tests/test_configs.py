@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from selfexplain_jax import compare
+from selfexplain_jax import compare, sanity_checks
 from selfexplain_jax.compile import abstract_batch, abstract_frozen, abstract_state
 from selfexplain_jax.config import base_config, default_workdir, load_config
 from selfexplain_jax.data import build_dataset
@@ -154,6 +154,7 @@ def test_comparisons_name_methods_metrics_and_options_that_exist(spec):
     models = config.comparison.models
     columns = compare.make_columns(config, dict.fromkeys(models, (predictor, [])), info)
     assert len(columns) == len(config.comparison.methods) > 1
+    sanity_checks.check_settings(columns, models, config)
     for name, options in compare.choose_metrics(config, info).items():
         known = inspect.signature(MAP_METRICS[name].measure).parameters
         assert set(options) <= set(known)

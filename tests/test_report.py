@@ -4,14 +4,16 @@ import csv
 import io
 import json
 import re
+import types
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from report_runs import ATTACK, ROOT, write_comparison, write_run
 
 from selfexplain_jax import examples, report
-from selfexplain_jax.report import curves, findings, gallery, tables
+from selfexplain_jax.report import curves, findings, gallery, page, tables
 from selfexplain_jax.report.definitions import DEFINITIONS, definition
 from selfexplain_jax.report.runs import read_curves, read_run
 from selfexplain_jax.report.spread import comparisons_as_one, run_as_comparison
@@ -152,6 +154,41 @@ def test_two_hundred_images_of_many_methods_fit(monkeypatch):
     monkeypatch.setattr(gallery, "LADDER", gallery.LADDER[-1:])
     cards, no_room = gallery.gallery(all_kept, budget=10 * size)
     assert len(cards) + no_room == 200 and no_room > 0
+
+
+def test_a_page_of_large_pictures_of_the_training_keeps_its_bound(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (600, 500, 3), np.uint8)
+    files = [(step, tmp_path / f"masks_{step}.png") for step in range(4)]
+    for _, file in files:
+        cv2.imwrite(str(file), noise)
+    run = types.SimpleNamespace(pictures=files)
+    large = page.training_views(run)
+    monkeypatch.setattr(page, "TRAINING_BUDGET", sum(len(uri) for _, uri in large) // 3)
+    small = page.training_views(run)
+    assert [step for step, _ in small] == [0, 1, 2, 3]
+    assert 0 < sum(len(uri) for _, uri in small) <= page.TRAINING_BUDGET
+    # Gallery and training together leave room for the text.
+    assert gallery.BUDGET + 2 * 2**20 <= 14 * 2**20
+
+
+def test_sanity_checks_have_a_table(tmp_path):
+    folder = write_comparison(tmp_path / "c", pictures=0)
+    results = json.loads((folder / "comparison.json").read_text())
+    header, rows = tables.sanity_rows(results)
+    assert header == ["method", "check", "ssim", "rank_correlation", "images"]
+    assert rows == [
+        ["learned", "top redrawn (head)", 0.5, None, 7],
+        ["learned", "all redrawn", 0.1, 0.2, 7],
+        ["learned", "one redrawn, mean", pytest.approx(0.4), 0.6, 7],
+        ["learned", "random labels", 0.3, -0.1, 7],
+    ]
+    assert "| learned | all redrawn | 0.1 | 0.2 | 7 |" in tables.comparison_markdown(results)
+    html = page.sanity_view(results)
+    assert html["rows"][0] == ["learned", "top redrawn (head)", "0.50", "-", "7"] and list(html["failed"]) == ["rise"]
+    report.write_report(folder)
+    text = (folder / "report.html").read_text()
+    assert 'id="sanity"' in text and ATTACK not in text
+    assert page.sanity_view({}) is None and tables.sanity_rows({})[1] == []
 
 
 def test_failures_stand_first():

@@ -26,7 +26,9 @@ from selfexplain_jax.types import UserError
 
 MOST_TRAINING_PICTURES = 12
 """Pictures of masks while training that the page shows, evenly spaced, the last among them."""
-TRAINING_PICTURE_WIDTH = 900
+TRAINING_PICTURE_SIDE = 1600
+TRAINING_BUDGET = 2 * 2**20
+"""Bytes that they may take in the page, else all are halved in size until they fit."""
 CARDS_AT_ONCE = 24
 
 
@@ -118,6 +120,7 @@ def render(
         run_names=list(lines),
         views=views,
         training=training_views(run),
+        sanity=sanity_view(shown.get("comparison", {})),
         audits={name: found for name, found in audits.items() if found},
         failures=findings.failure_findings(run.kept) if run.kept else None,
         kept=run.kept,
@@ -133,6 +136,17 @@ def render(
         script_hash=content_hash(script),
         style_hash=content_hash(style),
     )
+
+
+def sanity_view(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns {"header", "rows" of texts, "failed": {method: message}} of the sanity checks; None without any."""
+    header, rows = tables.sanity_rows(comparison)
+    checked = comparison.get("sanity_checks", {})
+    if not checked:
+        return None
+    texts = [["-" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
+    failed = {label: found["failure"] for label, found in checked.items() if "failure" in found}
+    return {"header": [name.replace("_", " ") for name in header], "rows": texts, "failed": failed}
 
 
 def read_part(name: str) -> str:
@@ -232,12 +246,17 @@ def training_views(run: Run) -> list[tuple[int, str]]:
         last = len(pictures) - 1
         places = sorted({round(n * last / (MOST_TRAINING_PICTURES - 1)) for n in range(MOST_TRAINING_PICTURES)})
         pictures = [pictures[place] for place in places]
-    views = []
+    read = []
     for step, file in pictures:
         picture = cv2.imread(str(file), cv2.IMREAD_COLOR)
         if picture is None:
             raise UserError(f"{file} is no picture that can be read: delete it, or train again.")
-        views.append((step, gallery.data_uri(picture[..., ::-1], max(TRAINING_PICTURE_WIDTH, *picture.shape[:2]), 60)))
+        read.append((step, picture[..., ::-1]))
+    side = TRAINING_PICTURE_SIDE
+    views = [(step, gallery.data_uri(picture, side, 60)) for step, picture in read]
+    while sum(len(uri) for _, uri in views) > TRAINING_BUDGET:
+        side //= 2
+        views = [(step, gallery.data_uri(picture, side, 60)) for step, picture in read]
     return views
 
 

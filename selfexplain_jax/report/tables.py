@@ -107,7 +107,53 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
                 f"- `{label}` failed on {len(row['failures'])} images, first on image {first['image']} of the split: "
                 f"{first['message']}"
             )
+    if results.get("classes_without_a_map"):
+        beyond = results["classes_without_a_map"]
+        lines.append(f"\n{beyond} present classes beyond config.comparison.classes_per_image have no map.")
+    lines += _sanity_lines(results)
     return "\n".join(lines) + "\n"
+
+
+def sanity_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list]]:
+    """Returns (header, rows) of a comparison's sanity checks; no rows where there are none.
+
+    A method has a row for the first redrawn layers from the top, one for all layers, one for the mean over redrawing
+    each run of layers alone, and one for the model of random labels; the columns are similarities, 1 for the same map.
+
+    Args:
+      results: with "sanity_checks", see `sanity_checks.sanity_checks`.
+    """
+    rows, names = [], []
+    for label, found in results.get("sanity_checks", {}).items():
+        if "failure" in found:
+            continue
+        checks = found["checks"]
+        stages = list(checks["cascading"].items())
+        names = names or list(stages[0][1])
+        alone = {name: _mean([values[name] for values in checks["independent"].values()]) for name in names}
+        asked = [(f"top redrawn ({stages[0][0]})", stages[0][1]), ("all redrawn", stages[-1][1])]
+        asked += [("one redrawn, mean", alone)]
+        asked += [("random labels", checks["random_labels"])] if "random_labels" in checks else []
+        rows += [[label, check, *(values[name] for name in names), found["images"]] for check, values in asked]
+    return ["method", "check", *names, "images"], rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def _sanity_lines(results: Mapping[str, Any]) -> list[str]:
+    """The sanity checks as lines of Markdown; none where nothing was checked."""
+    header, rows = sanity_rows(results)
+    checked = results.get("sanity_checks", {})
+    failed = {label: found["failure"] for label, found in checked.items() if "failure" in found}
+    lines = []
+    if rows:
+        lines += ["\nSanity checks: similarity of the maps before and after (1: the method does not ask the model).\n"]
+        lines += ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
+        lines += ["| " + " | ".join(_cell(value, False) for value in row) + " |" for row in rows]
+    return lines + [f"\n- `{label}` could not be checked: {text}" for label, text in failed.items()]
 
 
 def comparison_csv(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:

@@ -178,6 +178,39 @@ def bind(function: Callable, model, variables: dict, *leading) -> Callable:
     return jax.tree_util.Partial(Applied(function, (model, *leading)), variables)
 
 
+def bound_to(function: Callable) -> tuple[Any, dict]:
+    """Returns the network and the variables that `bind` has bound a predictor's function to.
+
+    Raises:
+      UserError: the function is another one.
+    """
+    if not isinstance(function, jax.tree_util.Partial) or not isinstance(function.func, Applied):
+        raise UserError("Only a network of this project can be redrawn; this predictor's functions are the user's own.")
+    return function.func.leading[0], function.args[0]
+
+
+def with_variables(predictor: Predictor, old: dict, new: dict) -> Predictor:
+    """Returns the predictor with other variables in each of its functions that is bound to `old`.
+
+    Args:
+      predictor: from `make_predictor` or `network_predictor`.
+      old: the very object that `bound_to` returned.
+      new: variables of the same shapes.
+    """
+
+    def replace(function):
+        if isinstance(function, tuple):
+            return tuple(replace(part) for part in function)
+        if isinstance(function, dict):
+            return {name: replace(part) for name, part in function.items()}
+        if isinstance(function, jax.tree_util.Partial) and any(argument is old for argument in function.args):
+            return jax.tree_util.Partial(function.func, new)
+        return function
+
+    fields = {field.name: replace(getattr(predictor, field.name)) for field in dataclasses.fields(predictor)}
+    return dataclasses.replace(predictor, **fields)
+
+
 def evaluated_variables(config, state: TrainState) -> dict:
     """The variables to evaluate with: the averages if `config.passes.evaluate_ema`."""
     if config.passes.evaluate_ema:
