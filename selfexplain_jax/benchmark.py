@@ -1,8 +1,10 @@
-"""How fast the input pipeline and the training step are here: medians of several repetitions, as a table and as JSON.
+"""How fast things are here: medians of several repetitions, as a table and as JSON.
 
 python -m selfexplain_jax.main --mode=benchmark --what=pipeline --config=configs/synthetic.py
 python -m selfexplain_jax.main --mode=benchmark --what=train --config=configs/mnist.py
+python -m selfexplain_jax.main --mode=benchmark --what=explain --config=configs/mnist.py
 
+The input pipeline, the training step and the network's own masks are measured by benchmark_step.py.
 With --peers=PYTHON the step is measured beside that of the Self-Explainer's first implementation
 (benchmark_predecessor.py), and --what=time_to_masks measures how long training takes until masks cover the objects
 (benchmark_time_to_masks.py); --what=backbone puts EfficientNet-Lite0 beside PyTorch's (benchmark_backbone.py).
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -26,102 +27,23 @@ from selfexplain_jax import (
     benchmark_predecessor,
     benchmark_time_to_masks,
 )
-from selfexplain_jax.data import build_dataset
-from selfexplain_jax.data.pipeline import train_iterator
+from selfexplain_jax.benchmark_step import Measurement, benchmark_explain, benchmark_pipeline, benchmark_train
 from selfexplain_jax.folders import open_folder, write_whole
-from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.config_json import jsonable
-from selfexplain_jax.training.experiment import build, load_frozen, make_step, state_creation
 from selfexplain_jax.types import UserError
 
 EXPLAINING = ("attribution", "metrics", "memory", "curves")
-TRAINING = ("pipeline", "train", "all")
+TRAINING = ("pipeline", "train", "explain", "all")
 WHAT = (*TRAINING, *EXPLAINING, "backbone", "time_to_masks")
 """--what; "all" is pipeline and train."""
-
-Measurement = dict[str, list[float]]
-
-
-def benchmark_pipeline(config: ml_collections.ConfigDict, *, steps: int = 20, repetitions: int = 5) -> Measurement:
-    """Reads batches as the training does and throws them away.
-
-    Args:
-      config: the whole configuration.
-      steps: batches per repetition; one is read beforehand and not counted.
-      repetitions: how often.
-
-    Returns:
-      {"pipeline images/s": one number per repetition}, of this host.
-
-    Raises:
-      UserError: a bad config, or a number below 1.
-    """
-    _check_counts(steps, repetitions)
-    host, hosts = jax.process_index(), jax.process_count()
-    iterator = train_iterator(build_dataset(config), config, host=host, hosts=hosts)
-    images = len(next(iterator)["label"]) * steps
-    # What was read ahead while nobody measured would count as speed: it is used up first.
-    for _ in range(config.data.prefetch // config.train.batch_size + 1):
-        next(iterator)
-    rates = []
-    for _ in range(repetitions):
-        started = time.perf_counter()
-        for _ in range(steps):
-            next(iterator)
-        rates.append(images / (time.perf_counter() - started))
-    return {"pipeline images/s": rates}
-
-
-def benchmark_train(config: ml_collections.ConfigDict, *, steps: int = 10, repetitions: int = 5) -> Measurement:
-    """Trains from scratch for a few steps with the loop's own jitted step, and keeps nothing.
-
-    Every step is waited for, so that time spent in the iterator is time that the devices have nothing to do.
-
-    Args:
-      config: the whole configuration.
-      steps: steps per repetition, after two that compile and warm up.
-      repetitions: how often.
-
-    Returns:
-      One number per repetition each: "train images/s" over all devices, "step ms" (median over the repetition's steps,
-      waiting for data left out), "waiting for data %" of the wall time.
-
-    Raises:
-      UserError: a bad config, or a number below 1.
-    """
-    _check_counts(steps, repetitions)
-    experiment, mesh = build(config), mesh_lib.make_mesh()
-    mesh_lib.check_batch_size(config.train.batch_size, mesh)
-    host, hosts = jax.process_index(), jax.process_count()
-    iterator = train_iterator(experiment.dataset, config, host=host, hosts=hosts)
-    create, _ = state_creation(experiment, mesh)
-    state, train_step = create(jax.random.key(config.seed)), make_step(experiment, mesh)
-    frozen = load_frozen(experiment, mesh)
-    measured: Measurement = {"train images/s": [], "step ms": [], "waiting for data %": []}
-    for _ in range(2):
-        state, logs = jax.block_until_ready(train_step(state, mesh_lib.to_global(next(iterator), mesh), *frozen))
-    for _ in range(repetitions):
-        waited, computed = [], []
-        for _ in range(steps):
-            started = time.perf_counter()
-            batch = next(iterator)
-            arrived = time.perf_counter()
-            state, logs = jax.block_until_ready(train_step(state, mesh_lib.to_global(batch, mesh), *frozen))
-            waited.append(arrived - started)
-            computed.append(time.perf_counter() - arrived)
-        seconds = sum(waited) + sum(computed)
-        measured["train images/s"].append(steps * config.train.batch_size / seconds)
-        measured["step ms"].append(1000 * statistics.median(computed))
-        measured["waiting for data %"].append(100 * sum(waited) / seconds)
-    return measured
 
 
 def table(measured: Mapping[str, Sequence[float]]) -> str:
     """Returns the measurements as lines of text: median, smallest and largest repetition."""
-    lines = [f"{'':<20} {'median':>12} {'min':>12} {'max':>12} {'n':>4}"]
+    lines = [f"{'':<24} {'median':>12} {'min':>12} {'max':>12} {'n':>4}"]
     for name, values in measured.items():
         cells = "".join(f" {value:>12,.1f}" for value in (statistics.median(values), min(values), max(values)))
-        lines.append(f"{name:<20}{cells} {len(values):>4}")
+        lines.append(f"{name:<24}{cells} {len(values):>4}")
     return "\n".join(lines)
 
 
@@ -144,8 +66,8 @@ def run(
       json_path: where the JSON is written; "": WORKDIR/benchmark.json, of what is not `TRAINING` benchmark_WHAT.json.
 
     Returns:
-      What the file holds: {"device", "devices", "hosts", "backend", "jax", "image_size", "dataset"}, and for pipeline
-      and train {"batch_size", "measured": {name: {"median", "values"}}}; else "what", "settings" (config.benchmark) and
+      What the file holds: {"device", "devices", "hosts", "backend", "jax", "image_size", "dataset"}, and for `TRAINING`
+      {"batch_size", "measured": {name: {"median", "values"}}}; else "what", "settings" (config.benchmark) and
       what `benchmark_attribution.run`, `benchmark_curves.memory`, `benchmark_curves.curves`,
       `benchmark_backbone.run`, `benchmark_predecessor.run` or `benchmark_time_to_masks.run` return.
 
@@ -199,16 +121,17 @@ def _training(config, what) -> dict:
         measured |= benchmark_pipeline(config)
     if what in ("train", "all"):
         measured |= benchmark_train(config)
+    if what == "explain":
+        measured |= benchmark_explain(config)
     if jax.process_index() == 0:
         print(
-            f"{config.data.name}, {config.data.image_size} px, batch {config.train.batch_size}, "
+            f"{config.data.name}, {config.data.image_size} px, batch {_batch_size(config, what)}, "
             f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.process_count()} hosts)"
         )
         print(table(measured))
     values = {name: {"median": statistics.median(values), "values": values} for name, values in measured.items()}
-    return {"batch_size": config.train.batch_size, "measured": values}
+    return {"batch_size": _batch_size(config, what), "measured": values}
 
 
-def _check_counts(steps: int, repetitions: int) -> None:
-    if steps < 1 or repetitions < 1:
-        raise UserError(f"A benchmark needs at least one step and one repetition; got {steps} and {repetitions}.")
+def _batch_size(config, what) -> int:
+    return config.evaluation.batch_size if what == "explain" else config.train.batch_size

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from selfexplain_jax import benchmark
+from selfexplain_jax import benchmark, benchmark_step
 from selfexplain_jax.config import base_config
 from selfexplain_jax.types import UserError
 
@@ -32,13 +32,35 @@ def test_pipeline_is_measured_and_written(tmp_path, capsys, monkeypatch):
     assert "pipeline images/s" in capsys.readouterr().out
 
 
-def test_train_step_is_measured():
-    measured = benchmark.benchmark_train(tiny_config(), steps=2, repetitions=2)
-    assert {len(values) for values in measured.values()} == {2}
-    for rate, milliseconds, waiting in zip(*measured.values(), strict=True):
+@pytest.mark.parametrize("what", ["train", "explain"])
+def test_steps_are_measured(what, monkeypatch):
+    monkeypatch.setattr(benchmark_step, "PEAK_SIDE", 64)
+    config = tiny_config()
+    config.evaluation.batch_size = 4
+    measured = getattr(benchmark_step, f"benchmark_{what}")(config, steps=2, repetitions=2)
+    repeated = [f"{what} images/s", "step ms", "waiting for data %", "GFLOP/s"]
+    repeated += ["matrix product GFLOP/s", "of matrix product %"]
+    assert [name for name, values in measured.items() if len(values) == 2] == repeated
+    once = {name: values[0] for name, values in measured.items() if len(values) == 1}
+    assert set(once) == {"step GFLOP", "compile s", "memory MB"} and min(once.values()) > 0
+    for rate, milliseconds, waiting, speed, _, share in zip(*(measured[name] for name in repeated), strict=True):
         assert rate > 0 and 0 <= waiting <= 100
         # images/s cannot be more than what the steps alone allow (median of two steps: their mean).
         assert rate <= 4 / (milliseconds / 1000) * 1.001
+        assert speed == pytest.approx(once["step GFLOP"] / milliseconds * 1000)
+        assert share == pytest.approx(100 * speed / max(measured["matrix product GFLOP/s"]))
+
+
+def test_a_classifier_has_no_masks_to_be_timed(tmp_path):
+    config = tiny_config()
+    config.method = "classifier"
+    with pytest.raises(UserError, match="--what=attribution"):
+        benchmark.run(config, str(tmp_path), "explain")
+
+
+def test_what_a_device_can_is_a_rate_of_products():
+    assert len(benchmark_step.matrix_product_rates(2, side=32)) == 2
+    assert benchmark_step.against_peak(2e9, [500.0], 1)["GFLOP/s"] == [4.0]
 
 
 def test_table_tells_median_and_range():
@@ -47,7 +69,7 @@ def test_table_tells_median_and_range():
 
 
 def test_bad_input_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--what=speed is unknown. Choose one of pipeline, train, all, attribution"):
+    with pytest.raises(UserError, match="--what=speed is unknown. Choose one of pipeline, train, explain, all"):
         benchmark.run(tiny_config(), str(tmp_path), "speed")
     with pytest.raises(UserError, match="at least one"):
         benchmark.benchmark_pipeline(tiny_config(), steps=0)
