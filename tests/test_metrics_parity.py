@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from goldens import formula
 
+from selfexplain_jax.metrics import boxes as localisation_boxes
 from selfexplain_jax.metrics import faithfulness, imputation, localisation, sanity, segmentation
 from selfexplain_jax.metrics.explained import min_max
 from selfexplain_jax.types import Predictor
@@ -82,3 +83,36 @@ def test_oriented_gradients_are_scikit_images():
 def test_structural_similarity_is_scikit_images():
     value, _ = jax.jit(sanity.structural_similarity)(SALIENCY, np.roll(SALIENCY, 1, axis=0))
     np.testing.assert_allclose(value, GOLDENS["masks"]["ssim"], rtol=1e-5, atol=1e-7)
+
+
+def test_drop_and_increase_are_grad_cams(predictor):
+    golden = GOLDENS["confidence"]
+    every = np.tile(np.arange(3, dtype=np.int32), (len(IMAGES), 1))
+    masks = np.repeat(np.asarray(min_max(SALIENCY))[:, None], 3, axis=1)
+    whole, masked = faithfulness.masked_probabilities(predictor, IMAGES, every, masks)
+    # grad-cam does not divide the drop by the probability, the paper does.
+    np.testing.assert_allclose(faithfulness.average_drop(whole, masked) * whole, golden["drop"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(faithfulness.increase(whole, masked), golden["increase"])
+    assert 0 < np.mean(golden["increase"]) < 1
+
+
+def test_energy_pointing_game_is_quantuss_relevance_mass():
+    share, defined = jax.jit(localisation.energy_pointing_game)(min_max(SALIENCY), TRUTH, ALL)
+    assert defined.all()
+    np.testing.assert_allclose(share, GOLDENS["energy"], rtol=1e-6)
+
+
+def test_iou_of_masks_and_of_boxes_is_pycocotools():
+    coco = pytest.importorskip("pycocotools.mask")
+    unit = np.asarray(min_max(SALIENCY))
+    pair = [np.asfortranarray(maps.astype(np.uint8).transpose(1, 2, 0)) for maps in (unit >= 0.5, TRUTH)]
+    encoded = [coco.encode(maps) for maps in pair]
+    expected = np.diag(coco.iou(*encoded, [0] * len(unit)))
+    value, defined = jax.jit(segmentation.iou)(unit, TRUTH, ALL)
+    assert defined.all() and (0 < expected).all() and (expected < 1).all()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    corners = np.array([[0, 0, 9, 9], [3, 2, 5, 11], [7, 7, 30, 20], [20, 1, 24, 3]])
+    # Theirs are left, top, width and height; both ends of ours count.
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2] + 1], axis=1).astype(np.float64)
+    theirs = coco.iou(boxes, boxes, [0] * 4)
+    np.testing.assert_allclose(localisation_boxes.box_iou(corners, corners), theirs, rtol=1e-12)

@@ -27,7 +27,7 @@ from torch import nn
 # one for GPUs, say). None of them is used here.
 with mock.patch("torch.library.register_fake", lambda name: lambda function: function):
     import quantus
-    from pytorch_grad_cam.metrics import perturbation_confidence
+    from pytorch_grad_cam.metrics import cam_mult_image, perturbation_confidence
     from pytorch_grad_cam.metrics import road as grad_cam_road
     from quantus.functions.perturb_func import noisy_linear_imputation
     from torchray.benchmark.pointing_game import PointingGame
@@ -121,13 +121,47 @@ def road(model, images, class_ids, saliency) -> dict:
     return result
 
 
+def confidence(model, images, class_ids, saliency) -> dict:
+    """grad-cam's change of probability under image times map: the drop, not divided, and the rise, [B][C].
+
+    Of every class, so that some rise.
+    """
+    result = {"drop": [], "increase": []}
+    for class_id in range(3):
+        targets = [lambda output, c=class_id: output[c] for _ in class_ids]
+        for name, measure in (
+            ("drop", cam_mult_image.DropInConfidence()),
+            ("increase", cam_mult_image.IncreaseInConfidence()),
+        ):
+            result[name].append(measure(images, unit_maps(saliency), targets, model).tolist())
+    return {name: np.array(rows).T.tolist() for name, rows in result.items()}
+
+
+def energy(model, images, class_ids, saliency, truth) -> list[float]:
+    """quantus's relevance mass accuracy: the share of a map's sum that lies on the object."""
+    measure = quantus.RelevanceMassAccuracy(normalise=False, abs=False, disable_warnings=True)
+    return measure(
+        model=model,
+        x_batch=images.numpy(),
+        y_batch=class_ids.numpy(),
+        a_batch=unit_maps(saliency)[:, None],
+        s_batch=truth[:, None].astype(bool),
+        softmax=False,
+    )
+
+
+def unit_maps(saliency: np.ndarray) -> np.ndarray:
+    """Each map scaled to [0, 1] by its minimum and maximum."""
+    low, high = (getattr(saliency, end)(axis=(1, 2), keepdims=True) for end in ("min", "max"))
+    return (saliency - low) / (high - low)
+
+
 def maps_against_masks(saliency, truth) -> dict:
     """scikit-learn's area under the ROC curve per map, and its average precision of all pixels on binned scores."""
     result = {
         "pixel_auc": [sklearn_metrics.roc_auc_score(g.ravel(), s.ravel()) for g, s in zip(truth, saliency, strict=True)]
     }
-    low, high = (getattr(saliency, end)(axis=(1, 2), keepdims=True) for end in ("min", "max"))
-    unit = (saliency - low) / (high - low)
+    unit = unit_maps(saliency)
     binned = np.floor(unit.astype(np.float64) * 1000)
     result["pixel_average_precision"] = sklearn_metrics.average_precision_score(truth.ravel(), binned.ravel())
     options = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -154,6 +188,8 @@ def main():
     arguments = (model, pixels, torch.from_numpy(class_ids), saliency)
     with torch.no_grad():
         results = {"pointing": pointing(), "curves": curves(*arguments), "road": road(*arguments)}
+        results["confidence"] = confidence(*arguments)
+        results["energy"] = energy(*arguments, truth)
     results["masks"] = maps_against_masks(saliency, truth)
     path = pathlib.Path(formula.__file__).with_name(formula.METRIC_GOLDENS)
     path.write_text(json.dumps(rounded(results)) + "\n")
