@@ -130,6 +130,25 @@ def test_p2_relative_form_has_the_gradient_of_the_divergence():
     np.testing.assert_allclose(gradient(scores[:, None]), 0.0, atol=1e-6)
 
 
+def test_p2_holds_class_by_class_under_the_sigmoid_link():
+    scores, masked = np.float32([[1.0, -0.5, 0.2]]), np.float32([[[0.3, 0.1, -2.0]]])
+    # Two classes are present, and both are shown: the union's pass.
+    label = np.float32([[1.0, 1.0, 0.0]])
+
+    @jax.jit
+    @jax.grad
+    def gradient(object_scores):
+        outputs = {"scores": scores, "object_scores": object_scores}
+        outputs |= {"object_label": label[:, None], "object_valid": np.ones((1, 1), np.float32)}
+        return TERMS["object"](outputs, label, link="sigmoid", target="relative")[0]
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    np.testing.assert_allclose(gradient(masked)[0, 0], (sigmoid(masked[0, 0]) - sigmoid(scores[0])) / 3, atol=1e-6)
+    np.testing.assert_allclose(gradient(scores[:, None]), 0.0, atol=1e-6)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_p3_class_by_class_answers_miss_what_classes_tell_of_each_other(seed):
     world = random_world(seed, classes=4)  # y = 0 ... 3 stands for two binary labels.
@@ -255,6 +274,21 @@ def test_p10_a_mask_without_the_label_cannot_beat_the_image_read_honestly():
         rule = {x: selections(3)[i] for (_, _, x), i in zip(world, random.integers(0, 8, len(world)), strict=True)}
         value = cross_entropy(world, chosen(lambda y, x, rule=rule: rule[x]), honest)
         assert value >= whole - 1e-12
+
+
+def test_p10_a_mask_that_costs_no_more_than_the_image_is_no_code():
+    # The label is pixel 0; pixels 1 and 2 are noise. A mask may follow what it shows, or noise, and still show pixel 0.
+    world = uniform_world(itertools.product((0, 1), repeat=3), lambda x: x[0])
+    honest, whole = honest_reader(world, 3), entropy_given(world, fixed((0, 1, 2)))
+    rules = itertools.product(selections(3), repeat=2)
+    equal = 0
+    for low, high in rules:
+        shown = chosen(lambda y, x, low=low, high=high: high if x[1] else low)
+        excess = cross_entropy(world, shown, honest) - whole
+        code = cross_entropy(world, shown, honest) - entropy_given(world, shown)
+        equal += excess < 1e-12
+        assert excess > 0.1 or code == pytest.approx(0.0, abs=1e-12)
+    assert equal == 16  # Both selections hold pixel 0: four of eight each.
 
 
 def noisy_copies(agree=0.75):
@@ -425,6 +459,18 @@ def test_p20_nothing_but_the_area_speaks_against_a_full_mask():
     assert area == 1.0
 
 
+def test_p20_border_speaks_against_a_full_mask_where_it_is_on():
+    maps = np.full((1, 8, 8, 3), -4.0, np.float32)
+    maps[:, 3:5, 3:5, 0] = 4.0
+    full = np.full_like(maps, -4.0)
+    full[..., 0] = 4.0
+    # Inside of the border nothing is asked; on it the full mask pays for being a class, and for which.
+    inside, everywhere = (term("border", {"logit_maps": z})[0] for z in (maps, full))
+    assert inside == pytest.approx(math.log1p(math.exp(-4)), rel=1e-4)
+    uniform = math.log(math.exp(4) + 2 * math.exp(-4)) - (4 - 8) / 3 - math.log(3)
+    assert everywhere == pytest.approx(math.log1p(math.exp(4)) + uniform, rel=1e-4)
+
+
 def test_p21_a_grey_mask_hides_nothing_unless_the_filling_is_noise():
     random = np.random.default_rng(7)
     image = random.normal(size=(1, 4, 4, 3))
@@ -561,6 +607,26 @@ def test_p26_one_class_at_a_time_must_hide_the_others():
     assert loss((0,)) == pytest.approx(LN2, abs=0.1)  # What is hidden is as likely as before.
     assert loss((0, 1)) > 4
     assert loss((0,)) < min(loss(v) for v in [(), (1,), (0, 1)])
+
+
+@pytest.mark.parametrize("extra", [(), (3,)])
+def test_p26_what_is_hidden_costs_its_own_rarity(extra):
+    rates = (0.5, 0.25, 0.1)
+    # Pixels 0 to 2 are the classes, pixel 3 is background; class 0 is shown, with or without background.
+    world = [
+        (0.5 * math.prod(r if y else 1 - r for r, y in zip(rates, present, strict=True)), present, (*present, noise))
+        for present in itertools.product((0, 1), repeat=3)
+        for noise in (0, 1)
+    ]
+    shown = fixed((0, *extra))
+    table = posterior(world, shown)
+    alone, expected = (1, 0, 0), -math.log(1 - rates[1]) - math.log(1 - rates[2])
+    for p, y, x in world:
+        if y[0] and p:
+            row = table[shown(y, x)]
+            answers = [sum(q for labels, q in row.items() if labels[c]) for c in range(3)]
+            cost = -sum(math.log(a if target else 1 - a) for a, target in zip(answers, alone, strict=True))
+            assert cost == pytest.approx(expected)
 
 
 # ---- The document ----------------------------------------------------------------------------------------------------
