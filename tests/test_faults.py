@@ -1,6 +1,12 @@
-"""A file of the data disappears, the clock jumps. Kills: test_loop and test_main; full disks: test_checkpoint."""
+"""A file of the data disappears, the disk is full, the clock jumps. Kills: test_loop and test_main."""
 
+import os
+import pathlib
+import re
 import shutil
+import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
@@ -40,6 +46,62 @@ def test_file_that_disappears_is_named_and_once_it_is_back_the_run_goes_on(tmp_p
         path.with_suffix(".lost").rename(path)
     assert_same_bytes(loop.train(photo_config(photos), str(tmp_path / "run")).state, whole.state)
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
+
+
+TESTS = pathlib.Path(__file__).resolve().parent
+FULL_DISK = """
+    import pathlib, subprocess, sys, time
+    import pytest
+    from test_loop import assert_same_bytes, calling, loop, metrics_of, tiny_config
+    from selfexplain_jax import main
+
+    folder, whole = map(pathlib.Path, sys.argv[1:])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], check=True)
+    ballast, patch = folder / "ballast", pytest.MonkeyPatch()
+
+    def fill():
+        while not (folder / "run" / "checkpoints" / "3").exists():
+            time.sleep(0.05)
+        # The last whole block as well: nothing is left.
+        with open(ballast, "wb", buffering=0) as file:
+            for size in (2**20, 2**12, 1):
+                try:
+                    while file.write(bytes(size)):
+                        pass
+                except OSError:
+                    pass
+
+    calling(patch, 5, fill)
+    patch.setattr(main, "parse_flags", lambda argv: loop.train(tiny_config(), str(folder / "run")))
+    assert main.run([]) == 1
+    patch.undo()
+    ballast.unlink()
+    saved = sorted(int(path.name) for path in (folder / "run" / "checkpoints").iterdir() if path.name.isdecimal())
+    assert saved[0] == 3 and 7 not in saved, saved
+    resumed = loop.train(tiny_config(), str(folder / "run"))
+    assert_same_bytes(resumed.state, loop.train(tiny_config(), str(whole)).state)
+    assert metrics_of(folder / "run") == metrics_of(whole)
+    print("went on from", saved[-1])
+"""
+
+
+def test_disk_that_is_full_is_named_and_with_room_the_run_goes_on(tmp_path):
+    """A disk of 32 MB in a namespace of its own, filled to the last byte between two checkpoints."""
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("no namespace can be made here, so no disk either")
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path / "disk"), str(tmp_path / "whole")],
+        env=os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "went on from 3" in done.stdout
+    # Orbax logs a traceback of its own thread before.
+    assert re.search("^error: .*No space left on device", done.stderr, re.MULTILINE), done.stderr
 
 
 @pytest.mark.parametrize("jump", [-86_400, 0, 86_400])
