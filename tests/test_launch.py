@@ -32,22 +32,23 @@ class House:
         self.calls_file = folder / "calls"
         shutil.copytree(ROOT / "launch", self.root / "launch")
         shutil.copytree(ROOT / ".ci", self.root / ".ci")
-        for name in ("requirements.txt", "requirements-test.txt"):
+        for name in ("requirements.txt", "requirements-test.txt", "requirements-docs.txt"):
             shutil.copy(ROOT / name, self.root)
         (self.root / "configs").mkdir()
         for name in ("synthetic.py", "mnist.py"):
             (self.root / "configs" / name).touch()
-        python = self.root / ".venv" / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(FAKE_PYTHON)
-        python.chmod(0o755)
+        for environment in (".venv", ".venv-docs"):
+            python = self.root / environment / "bin" / "python"
+            python.parent.mkdir(parents=True)
+            python.write_text(FAKE_PYTHON)
+            python.chmod(0o755)
         self.elsewhere = folder / "else where"
         self.elsewhere.mkdir()
 
     def run(self, script, *arguments, **variables):
         """Runs a script from another folder; returns the finished process and the lines of calls it made."""
         self.calls_file.write_text("")
-        own = ("SELFEXPLAIN_VENV", "SELFEXPLAIN_PACKAGES", "MODE")
+        own = ("SELFEXPLAIN_VENV", "SELFEXPLAIN_DOCS_VENV", "SELFEXPLAIN_PACKAGES", "MODE")
         kept = {name: value for name, value in os.environ.items() if name not in own}
         done = subprocess.run(
             ["bash", str(self.root / script), *arguments],
@@ -161,8 +162,8 @@ def test_dry_run_prints_the_command_and_calls_nothing(house):
 def test_tests_are_style_and_then_pytest(house, script):
     done, calls = house.run(script)
     assert done.returncode == 0, done.stderr
-    # Continuous integration calls it once more, for tests that start processes.
-    again = ["ruff", "pytest"] if script == ".ci/run" else []
+    # Continuous integration calls it once more, for tests that start processes, and builds the documents.
+    again = ["ruff", "pytest", "pip", "mkdocs"] if script == ".ci/run" else []
     assert [call.split("|")[1] for call in calls] == ["pip", "pip", "ruff", "pytest", *again]
     assert f"-r|{house.root}/requirements-test.txt|" in calls[1]
     done, calls = house.run(script, FAIL="|ruff|")
