@@ -56,6 +56,25 @@ def test_methods_that_the_survey_calls_implemented_are_there():
         assert claim in there, claim
 
 
+def entries():
+    """(heading, paragraph) of every work in the survey."""
+    text = (ROOT / "docs" / "related_work.md").read_text().partition("\n## ")[2]
+    paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\n+", text)]
+    return [(re.match(r"\*\*(.+?)\*\*", p).group(1), p) for p in paragraphs if p.startswith("**")]
+
+
+def test_the_survey_says_of_each_work_what_it_promises():
+    works = entries()
+    assert len(works) >= 40
+    for heading, text in works:
+        assert re.search(r"\b(19|20)\d\d\b", heading), heading
+        identifier = r"\d{4}\.\d{4,5}|doi 10\.\d{4,}/\S+|openreview \S+|https?://|paper [0-9a-f]{32}"
+        assert re.search(identifier, heading), heading
+        state = re.search(r"\*Cost:\* .+ \*Fails:\* .+ \*Here:\* (.+)", text)
+        assert state, heading
+        assert re.search(r"\*\*(compared|implemented|not implemented)\*\*", state.group(1)), heading
+
+
 def test_citation_can_be_read_and_names_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors", "license", "version"} <= set(citation)
