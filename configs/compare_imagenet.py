@@ -1,6 +1,6 @@
 """Every post-hoc method side by side on ImageNet photos: what EfficientNet-Lite0 with its published weights looks at.
 
-Hardware: two CPU cores, a quarter of an hour for the default of 20 photos; any number on a GPU.
+Hardware: two CPU cores for the default of 20 photos; any number on a GPU.
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_imagenet.py \\
             --workdir=runs/compare_imagenet
 Sanity:   a second table compares the maps of eight photos before and after the network is redrawn layer by layer

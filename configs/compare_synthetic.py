@@ -9,9 +9,9 @@ Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf,
 Variants: single (one object), explainer (the same with a column for the masks of an Explainer of that classifier),
           multi (one to three objects), confounded (trained on backgrounds that go with the label, and compared on such
           as do not), sanity (which maps change when the model is redrawn layer by layer, or was trained on shuffled
-          labels; needs the run of configs/synthetic.py:random_label_classifier too). They need the runs of
-          configs/synthetic.py of that name, and its _classifier; what is missing is named with the command that trains
-          it.
+          labels; needs the run of configs/synthetic.py:random_label_classifier too). multi and confounded need the runs
+          of configs/synthetic.py of that name, and its _classifier; what is missing is named with the command that
+          trains it.
 """
 
 from selfexplain_jax.config import base_config, check_variant

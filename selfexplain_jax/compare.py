@@ -24,6 +24,7 @@ from selfexplain_jax import evaluate, examples, image_rows, maps, progress
 from selfexplain_jax.attribution import METHODS, build_method
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
+from selfexplain_jax.data.balance import labels_of
 from selfexplain_jax.folders import in_bucket, write_whole
 from selfexplain_jax.metrics import add, parts, segmentation, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
@@ -62,10 +63,10 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     folder, dataset = pathlib.Path(workdir).expanduser(), build_dataset(config)
     models = open_all(config, dataset.info)
     columns = make_columns(config, models, dataset.info)
-    predictors = {name: predictor for name, (predictor, _) in models.items()}
-    check_settings(columns, predictors, config)
+    check_settings(columns, models, config)
     metrics = choose_metrics(config, dataset.info)
     maps.claim_folder(folder, columns, config)
+    beyond = classes_without_a_map(dataset, config)
     notes = {column.label: maps.make_maps(column, dataset, config, folder) for column in columns}
     failures = {label: maps.all_failures(of_method) for label, of_method in notes.items()}
     total = maps.evaluation(dataset, config).num_examples
@@ -96,8 +97,8 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
         "left_out": left_out,
         "controls": [column.label for column in columns if column.identity["method"] in CONTROLS],
         "asks_the_model": sorted(asking),
-        "sanity_checks": sanity_checks(compared, predictors, dataset, config, folder, left_out),
-        "classes_without_a_map": classes_without_a_map(dataset, config),
+        "sanity_checks": sanity_checks(compared, models, dataset, config, folder, left_out),
+        "classes_without_a_map": beyond,
     }
 
 
@@ -115,13 +116,14 @@ def classes_without_a_map(dataset: Dataset, config: ml_collections.ConfigDict) -
     """Returns how many present classes `config.comparison.classes_per_image` leaves without a map; warns of them."""
     if not dataset.info.multilabel:
         return 0
-    most, beyond = config.comparison.classes_per_image, 0
-    for batch in maps.evaluation(dataset, config):
-        present = (batch["label"] > 0).sum(axis=1) * (batch["valid"] > 0)
-        beyond += int(np.maximum(present - most, 0).sum())
+    most = config.comparison.classes_per_image
+    labels = labels_of(dataset.source(config.data.eval_split))[maps.evaluation(dataset, config).positions]
+    beyond = int(np.maximum((labels > 0).sum(axis=1) - most, 0).sum())
     if beyond:
         logging.warning(
-            "%d present classes beyond config.comparison.classes_per_image = %d of an image have no map.", beyond, most
+            "%d classes of images that show more than config.comparison.classes_per_image = %d have no map.",
+            beyond,
+            most,
         )
     return beyond
 

@@ -45,11 +45,17 @@ def write_comparison(folder, *, shift=0.0, pictures=4):
     config = {"seed": 0, "data": {"name": "synthetic", "image_size": SIZE, "eval_split": "test", "options": {}}}
     results = {"methods": methods, "controls": ["centre"], "images": 39, "asks_the_model": ["deletion"]}
     results |= {"metrics": {}, "counts": {}, "seed": 0, "config": config}
-    top, below = {"ssim": 0.5, "rank_correlation": None}, {"ssim": 0.1, "rank_correlation": 0.2}
-    checks = {"cascading": {"head": top, "stem": below}, "random_labels": {"ssim": 0.3, "rank_correlation": -0.1}}
-    checks["independent"] = {"head": {"ssim": 0.3, "rank_correlation": None}}
-    checks["independent"]["stem"] = {"ssim": 0.5, "rank_correlation": 0.6}
-    results["sanity_checks"] = {"learned": {"images": 7, "checks": checks}, "rise": {"failure": ATTACK}}
+
+    def similar(ssim, correlation, defined):
+        return {"ssim": ssim, "rank_correlation": correlation, "defined": defined}
+
+    checks = {"cascading": {"head": similar(0.5, None, 0), "stem": similar(0.1, 0.2, 7)}}
+    checks["independent"] = {"head": similar(0.3, None, 0), "stem": similar(0.5, 0.6, 6)}
+    checks["random_labels"] = similar(0.3, -0.1, 5)
+    results["sanity_checks"] = {
+        "learned": {"images": 7, "checks": checks, "failures": {}},
+        "rise": {"images": 7, "checks": {}, "failures": {"cascading": ATTACK}},
+    }
     (folder / "comparison.json").write_text(json.dumps(results))
     if pictures:
         write_examples(folder, pictures, list(methods))

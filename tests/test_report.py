@@ -175,16 +175,19 @@ def test_sanity_checks_have_a_table(tmp_path):
     folder = write_comparison(tmp_path / "c", pictures=0)
     results = json.loads((folder / "comparison.json").read_text())
     header, rows = tables.sanity_rows(results)
-    assert header == ["method", "check", "ssim", "rank_correlation", "images"]
+    assert header == ["method", "check", "ssim", "rank_correlation", "maps", "defined"]
     assert rows == [
-        ["learned", "top redrawn (head)", 0.5, None, 7],
-        ["learned", "all redrawn", 0.1, 0.2, 7],
-        ["learned", "one redrawn, mean", pytest.approx(0.4), 0.6, 7],
-        ["learned", "random labels", 0.3, -0.1, 7],
+        ["learned", "redrawn down to head", 0.5, None, 7, 0],
+        ["learned", "all redrawn", 0.1, 0.2, 7, 7],
+        ["learned", "one run redrawn, mean", pytest.approx(0.4), 0.6, 7, 0],
+        ["learned", "random labels", 0.3, -0.1, 7, 5],
     ]
-    assert "| learned | all redrawn | 0.1 | 0.2 | 7 |" in tables.comparison_markdown(results)
+    text = tables.comparison_markdown(results)
+    assert "| learned | all redrawn | 0.1 | 0.2 | 7 | 7 |" in text
+    assert f"- `rise`, cascading: could not be checked: {ATTACK}" in text
     html = page.sanity_view(results)
-    assert html["rows"][0] == ["learned", "top redrawn (head)", "0.50", "-", "7"] and list(html["failed"]) == ["rise"]
+    assert html["rows"][0] == ["learned", "redrawn down to head", "0.50", "-", "7", "0"]
+    assert html["failed"] == [("rise", "cascading", ATTACK)]
     report.write_report(folder)
     text = (folder / "report.html").read_text()
     assert 'id="sanity"' in text and ATTACK not in text

@@ -1,5 +1,8 @@
 """Sanity checks as part of a comparison: layers in order, results per method, failures named, nothing done twice."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +24,7 @@ def settings(**checks):
     config.data.image_size, config.data.options = SIZE, {"num_classes": 3}
     config.evaluation.batch_size, config.evaluation.max_examples = 4, 12
     config.comparison.models = {"network": "no/folder", "other": "no/folder"}
-    config.comparison.methods = {"gradient": {}, "edges": {}, "ground_truth": {}, "grad_cam": {}}
+    config.comparison.methods = {"gradient": {}, "edges": {}, "ground_truth": {}}
     config.comparison.metrics = {"pointing_game": {}}
     config.comparison.figure_images = 0
     config.comparison.sanity_checks.update({"images": 6, "stages": 3} | checks)
@@ -36,7 +39,9 @@ def predictors():
     info = build_dataset(config).info
     model = build_model(config, info)
     draw = jax.jit(lambda seed: model.init(seed, jnp.zeros((1, SIZE, SIZE, 3)), train=False))
-    return [network_predictor(config, info, model, dict(draw(jax.random.key(seed)))) for seed in (5, 6)]
+    # On a device of their own, as those of a checkpoint are.
+    variables = [jax.device_put(dict(draw(jax.random.key(seed))), jax.devices()[0]) for seed in (5, 6)]
+    return [network_predictor(config, info, model, found) for found in variables]
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +57,40 @@ def test_layers_come_from_the_top_down_and_name_every_parameter(predictors):
     layers = sanity_checks.top_down(model, variables, SIZE)
     assert layers[:2] == ["head", "head_norm"] and layers[-1] == "stem"
     assert sorted(layers) == sorted(variables["params"])
-    stages = sanity_checks.stages_of(layers, 3)
+    stages = sanity_checks.runs_of(layers, 3)
     assert [layer for stage in stages.values() for layer in stage] == layers
     assert list(stages)[-1] == "stem" and max(map(len, stages.values())) - min(map(len, stages.values())) <= 1
     redrawn = jax.tree.map(lambda leaf: leaf + 1, variables)
     paths = [sanity_checks.paths_of(stage, variables) for stage in stages.values()]
     everything = sanity.redraw(variables, redrawn, ", ".join(paths))
     jax.tree.map(np.testing.assert_array_equal, everything, redrawn)
+
+
+@pytest.mark.parametrize("spec", ["voc2012_animals", "voc2007_vgg16", "cub200:classifier"])
+def test_every_parameter_belongs_to_a_layer(spec):
+    config = load_config(f"configs/{spec.partition(':')[0]}.py" + "".join(spec.partition(":")[1:]))
+    config.model.pretrained, config.data.image_size = "", 64
+    config.data.name, config.data.options = "synthetic", {"num_classes": 3}
+    model = build_model(config, build_dataset(config).info)
+    zeros = jnp.zeros((1, 64, 64, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), zeros, train=False))
+    layers = sanity_checks.top_down(model, variables, 64)
+    everything = ", ".join(sanity_checks.paths_of([layer], variables) for layer in layers)
+    assert set(everything.split(", ")) == {
+        "/".join(path.split("/")[: 3 if path.split("/")[1] == "backbone" else 2])
+        for path in sanity.layer_paths(variables)
+    }
+
+
+def test_parameters_of_no_layer_are_named():
+    class Bare(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return self.param("scale", nn.initializers.ones, (1, 1, 1, 3)) * nn.Dense(3, name="head")(images)
+
+    variables = Bare().init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), train=False)
+    with pytest.raises(UserError, match="Parameters of scale belong to no layer"):
+        sanity_checks.top_down(Bare(), variables, 4)
 
 
 def test_a_backbone_is_taken_layer_by_layer():
@@ -90,49 +122,117 @@ def test_a_comparison_checks_its_methods_and_goes_on(tmp_path, monkeypatch):
     config = settings(random_labels={"network": "other"})
     results = compare.compare(config, tmp_path)
     found = results["sanity_checks"]
-    assert list(found) == ["edges", "grad_cam", "gradient"] and {row["images"] for row in found.values()} == {6}
-    assert set(found["gradient"]["checks"]) == {"cascading", "independent", "random_labels"}
-    # Edges ask no model; the gradient does.
+    assert list(found) == ["edges", "gradient"] and {row["images"] for row in found.values()} == {6}
+    checks = found["gradient"]["checks"]
+    assert set(checks) == {"cascading", "independent", "random_labels"}
+    # The same runs of layers in one order; the first is the same redrawing in both.
+    assert list(checks["cascading"]) == list(checks["independent"]) and list(checks["cascading"])[-1] == "stem"
+    first, last = (checks["cascading"][list(checks["cascading"])[place]] for place in (0, -1))
+    assert first == checks["independent"][next(iter(checks["independent"]))]
+    assert abs(last["rank_correlation"]) < 0.9 and abs(checks["random_labels"]["rank_correlation"]) < 0.9
+    assert last["defined"] == 6
+    # Edges ask no model.
     for check in ("cascading", "independent"):
         for values in found["edges"]["checks"][check].values():
-            np.testing.assert_allclose(list(values.values()), 1, atol=1e-5)
-    last = list(found["gradient"]["checks"]["cascading"].values())[-1]
-    assert abs(last["rank_correlation"]) < 0.9
-    assert abs(found["gradient"]["checks"]["random_labels"]["rank_correlation"]) < 0.9
-    # All layers redrawn is another network altogether, the same in both ways of telling.
+            np.testing.assert_allclose([values[name] for name in sanity.SIMILARITIES], 1, atol=1e-5)
     table = report.comparison_markdown(results)
-    assert "| gradient | top redrawn (" in table and "| edges | all redrawn | 1 |" in table
-    (tmp_path / "comparison.json").write_text("{}")
-    monkeypatch.setattr(sanity_checks, "check_method", None)
+    assert "| gradient | redrawn down to " in table and "| edges | all redrawn | 1 |" in table
+    # Nothing is checked again; another method is, and another model of random labels.
+    checked = []
+    real = sanity_checks.check_method
+
+    def check_method(column, *arguments):
+        checked.append(column.label)
+        return real(column, *arguments)
+
+    monkeypatch.setattr(sanity_checks, "check_method", check_method)
     assert compare.compare(config, tmp_path)["sanity_checks"] == found
+    config.comparison.methods["gradient_x_input"] = {}
+    compare.compare(config, tmp_path)
+    assert checked == ["gradient_x_input"]
+    trained_on = compare.open_model
+    monkeypatch.setattr(compare, "open_model", lambda name, *rest: (trained_on(name)[0], ["no/folder", 2, name]))
+    compare.compare(config, tmp_path / "further")
+    assert len(checked) == 4
 
 
-def test_a_method_that_cannot_be_checked_is_named_and_tried_again(tmp_path, monkeypatch):
+def test_a_check_that_fails_is_named_and_tried_again(tmp_path, monkeypatch):
     config = settings(methods=("gradient",))
 
-    def fails(predictor, *arguments, **options):
-        raise ValueError("no | room\nat all")
+    def fails(*arguments, independent, **options):
+        if independent:
+            raise ValueError("no | room\nat all")
+        return real(*arguments, independent=independent, **options)
 
-    monkeypatch.setattr(sanity, "randomisation_sums", fails)
-    results = compare.compare(config, tmp_path)
-    assert results["sanity_checks"] == {"gradient": {"failure": "ValueError: no | room"}}
-    assert "`gradient` could not be checked: ValueError: no | room" in report.comparison_markdown(results)
-    monkeypatch.undo()
+    real = sanity.randomisation_sums
+    with monkeypatch.context() as patch:
+        patch.setattr(sanity, "randomisation_sums", fails)
+        results = compare.compare(config, tmp_path)
+    found = results["sanity_checks"]["gradient"]
+    assert found["failures"] == {"independent": "ValueError: no | room"} and set(found["checks"]) == {"cascading"}
+    text = report.comparison_markdown(results)
+    assert "`gradient`, independent: could not be checked: ValueError: no | room" in text
+    again = compare.compare(config, tmp_path)["sanity_checks"]["gradient"]
+    assert not again["failures"] and again["checks"]["cascading"] == found["checks"]["cascading"]
+
+
+def test_images_that_do_not_count_are_not_shown():
+    config, dataset = settings(images=3), build_dataset(settings())
+    column = compare.make_columns(config, compare.open_all(config, dataset.info), dataset.info)[0]
+    positions = maps.evaluation(dataset, config).positions
+    ((images, class_ids, counted, _),) = sanity_checks.checked_batches(column, dataset, config, [int(positions[1])])
+    assert counted[:, 0].tolist() == [True, False, True, False]
+    np.testing.assert_array_equal(images[1], images[2])
+    assert class_ids[3] == class_ids[2] and not np.array_equal(images[0], images[2])
+    assert not list(sanity_checks.checked_batches(column, dataset, config, positions[:4].tolist()))
+
+
+def test_redrawing_compiles_nothing_anew(predictors):
+    config, dataset = settings(), build_dataset(settings())
+    columns = compare.make_columns(config, compare.open_all(config, dataset.info), dataset.info)
+    (column,) = (column for column in columns if column.label == "gradient")
+    network = sanity_checks.redraw_network(column.predictor, False, config)
+    images, class_ids, _, rng = next(sanity_checks.checked_batches(column, dataset, config, []))
+    column.method(column.predictor, images, class_ids, rng=rng)
+    compiled = []
+    monitoring = jax.monitoring.register_event_duration_secs_listener
+    monitoring(lambda event, *rest, **more: compiled.append(event) if "backend_compile" in event else None)
+    current = network.variables
+    for path in network.paths.values():
+        current = sanity.redraw(current, network.fresh, path)
+        changed = with_variables(column.predictor, network.variables, current)
+        column.method(changed, images, class_ids, rng=rng)
+    assert not compiled
+
+
+def test_an_explainers_masks_are_of_its_own_network(predictors):
+    config = settings()
+    model, variables = bound_to(predictors[0].scores)
+    masks = jax.tree_util.Partial(predictors[1].scores.func, bound_to(predictors[1].scores)[1])
+    explainer = dataclasses.replace(predictors[0], masks=masks)
+    network = sanity_checks.redraw_network(explainer, True, config)
+    assert network.variables is masks.args[0]
+    changed = with_variables(explainer, network.variables, network.fresh)
+    assert changed.scores is explainer.scores and changed.masks.args[0] is network.fresh
+    asked = sanity_checks.redraw_network(explainer, False, config)
+    assert asked.variables is variables
 
 
 def test_a_users_own_functions_are_not_redrawn():
     predictor = Predictor(lambda images: images.mean(axis=(1, 2)), jax.nn.sigmoid, ("a", "b", "c"), SIZE)
     config, dataset = settings(), build_dataset(settings())
     column = compare.make_columns(config, dict.fromkeys(("network", "other"), (predictor, [])), dataset.info)[0]
-    found = sanity_checks.check_method(column, None, dataset, config, [])
-    assert found["failure"].startswith("UserError: Only a network of this project can be redrawn")
+    found = sanity_checks.check_method(column, None, {}, dataset, config, [])
+    for check in ("cascading", "independent"):
+        assert found["failures"][check].startswith("UserError: Only a network of this project can be redrawn")
 
 
 @pytest.mark.parametrize(
     ("checks", "message"),
     [
-        ({"methods": ("lime",)}, "sanity_checks.methods names 'lime'; the comparison has edges, grad_cam"),
-        ({"random_labels": {"network": "third"}}, "random_labels names 'third'; the comparison has network, other"),
+        ({"methods": ("lime",)}, "sanity_checks.methods names 'lime'; of these there are edges, gradient\\."),
+        ({"random_labels": {"network": "third"}}, "random_labels names 'third'; of these there are network, other"),
+        ({"methods": ("ground_truth",)}, "sanity_checks.methods names 'ground_truth'"),
         ({"stages": 0}, "stages >= 1"),
         ({"images": -1}, "images >= 0"),
     ],

@@ -139,14 +139,13 @@ def render(
 
 
 def sanity_view(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns {"header", "rows" of texts, "failed": {method: message}} of the sanity checks; None without any."""
+    """Returns {"header", "rows" of texts, "failed": [(method, check, message)]} of the sanity checks, or None."""
     header, rows = tables.sanity_rows(comparison)
-    checked = comparison.get("sanity_checks", {})
-    if not checked:
+    if not comparison.get("sanity_checks"):
         return None
     texts = [["-" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
-    failed = {label: found["failure"] for label, found in checked.items() if "failure" in found}
-    return {"header": [name.replace("_", " ") for name in header], "rows": texts, "failed": failed}
+    names = [name.replace("_", " ") for name in header]
+    return {"header": names, "rows": texts, "failed": tables.sanity_failures(comparison)}
 
 
 def read_part(name: str) -> str:

@@ -109,7 +109,9 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
             )
     if results.get("classes_without_a_map"):
         beyond = results["classes_without_a_map"]
-        lines.append(f"\n{beyond} present classes beyond config.comparison.classes_per_image have no map.")
+        lines.append(
+            f"\n{beyond} classes of images that show more than config.comparison.classes_per_image have no map."
+        )
     lines += _sanity_lines(results)
     return "\n".join(lines) + "\n"
 
@@ -117,25 +119,35 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
 def sanity_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list]]:
     """Returns (header, rows) of a comparison's sanity checks; no rows where there are none.
 
-    A method has a row for the first redrawn layers from the top, one for all layers, one for the mean over redrawing
-    each run of layers alone, and one for the model of random labels; the columns are similarities, 1 for the same map.
+    A method has a row for the first run of layers from the top, one for all layers, one for the mean over redrawing
+    each run alone, and one for the model of random labels. The columns are similarities, 1 for the same map, how many
+    maps were compared, and for how many the similarity that is defined for the fewest was (a flat map has no
+    correlation).
 
     Args:
       results: with "sanity_checks", see `sanity_checks.sanity_checks`.
     """
     rows, names = [], []
     for label, found in results.get("sanity_checks", {}).items():
-        if "failure" in found:
-            continue
-        checks = found["checks"]
+        asked = _sanity_of(found["checks"])
+        names = names or [name for values in asked.values() for name in values if name != "defined"]
+        names = list(dict.fromkeys(names))
+        for check, values in asked.items():
+            rows.append([label, check, *(values[name] for name in names), found["images"], values["defined"]])
+    return ["method", "check", *names, "maps", "defined"], rows
+
+
+def _sanity_of(checks: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:
+    """{text: numbers} of one method's checks, as far as they were taken."""
+    rows = {}
+    if "cascading" in checks:
         stages = list(checks["cascading"].items())
-        names = names or list(stages[0][1])
-        alone = {name: _mean([values[name] for values in checks["independent"].values()]) for name in names}
-        asked = [(f"top redrawn ({stages[0][0]})", stages[0][1]), ("all redrawn", stages[-1][1])]
-        asked += [("one redrawn, mean", alone)]
-        asked += [("random labels", checks["random_labels"])] if "random_labels" in checks else []
-        rows += [[label, check, *(values[name] for name in names), found["images"]] for check, values in asked]
-    return ["method", "check", *names, "images"], rows
+        rows |= {f"redrawn down to {stages[0][0]}": stages[0][1], "all redrawn": stages[-1][1]}
+    if "independent" in checks:
+        alone = list(checks["independent"].values())
+        rows["one run redrawn, mean"] = {name: _mean([values[name] for values in alone]) for name in alone[0]}
+        rows["one run redrawn, mean"]["defined"] = min(values["defined"] for values in alone)
+    return rows | ({"random labels": checks["random_labels"]} if "random_labels" in checks else {})
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -143,17 +155,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
+def sanity_failures(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns (method, check, message) of the sanity checks that could not be taken."""
+    checked = results.get("sanity_checks", {})
+    return [(label, check, text) for label, found in checked.items() for check, text in found["failures"].items()]
+
+
 def _sanity_lines(results: Mapping[str, Any]) -> list[str]:
     """The sanity checks as lines of Markdown; none where nothing was checked."""
     header, rows = sanity_rows(results)
-    checked = results.get("sanity_checks", {})
-    failed = {label: found["failure"] for label, found in checked.items() if "failure" in found}
     lines = []
     if rows:
-        lines += ["\nSanity checks: similarity of the maps before and after (1: the method does not ask the model).\n"]
+        lines += ["\nSanity checks: similarity of the maps before and after (1: the map stayed the same).\n"]
         lines += ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
         lines += ["| " + " | ".join(_cell(value, False) for value in row) + " |" for row in rows]
-    return lines + [f"\n- `{label}` could not be checked: {text}" for label, text in failed.items()]
+    failed = [f"- `{label}`, {check}: could not be checked: {text}" for label, check, text in sanity_failures(results)]
+    return lines + ["", *failed] if failed else lines
 
 
 def comparison_csv(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
