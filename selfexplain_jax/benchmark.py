@@ -124,9 +124,10 @@ def _training(config, what) -> dict:
     if what == "explain":
         measured |= benchmark_explain(config)
     if jax.process_index() == 0:
+        devices = 1 if what == "explain" else jax.device_count()
         print(
             f"{config.data.name}, {config.data.image_size} px, batch {_batch_size(config, what)}, "
-            f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.process_count()} hosts)"
+            f"{devices} x {jax.devices()[0].device_kind} ({jax.process_count()} hosts)"
         )
         print(table(measured))
     values = {name: {"median": statistics.median(values), "values": values} for name, values in measured.items()}

@@ -5,6 +5,7 @@ What a step computes is held against what the device can: its rate of operations
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
@@ -99,7 +100,7 @@ def benchmark_train(config: ml_collections.ConfigDict, *, steps: int = 10, repet
         state, logs = jax.block_until_ready(compiled(state, mesh_lib.to_global(batch, mesh), *frozen))
 
     measured = timed(iterator, step, config.train.batch_size, steps, repetitions, "train")
-    measured |= against_peak(operations, measured["step ms"], mesh.devices.size)
+    measured |= against_peak(operations, measured["step ms"], mesh, config.model.compute_dtype)
     return measured | {"step GFLOP": [operations / 1e9], "compile s": [compile_seconds]} | _memory(compiled)
 
 
@@ -118,14 +119,16 @@ def benchmark_explain(config: ml_collections.ConfigDict, *, steps: int = 10, rep
       UserError: a bad config, a number below 1, or a network without masks.
     """
     _check_counts(steps, repetitions)
-    experiment, mesh = build(config), mesh_lib.make_mesh(jax.devices()[:1])
-    create, _ = state_creation(experiment, mesh)
-    state, dataset = create(jax.random.key(config.seed)), experiment.dataset
     if config.method == "classifier":
         raise UserError(
             "--what=explain measures a network's own masks, and config.method = 'classifier' has none: methods for it "
             "are measured by --what=attribution."
         )
+    if jax.process_count() > 1:
+        raise UserError("--what=explain measures one process: leave out --num_processes and --coordinator_address.")
+    experiment, mesh = build(config), mesh_lib.make_mesh(jax.devices()[:1])
+    create, _ = state_creation(experiment, mesh)
+    state, dataset = create(jax.random.key(config.seed)), experiment.dataset
     frozen = load_frozen(experiment, mesh)
     classifier = experiment.classifier.predictor(*frozen) if frozen else None
     predictor = make_predictor(config, dataset.info, experiment.model, state, classifier)
@@ -135,9 +138,6 @@ def benchmark_explain(config: ml_collections.ConfigDict, *, steps: int = 10, rep
     classes = min(config.benchmark.classes, dataset.info.num_classes)
     class_ids = np.tile(np.arange(classes, dtype=np.int32), (size, 1))
 
-    def step(batch):
-        jax.block_until_ready(predictor.masks(batch["image"], class_ids))
-
     image = next(iterator)["image"]
     operations = contractions(predictor.masks, image, class_ids)
     # The weights are an argument, as they are in what `predictor.masks` compiles.
@@ -145,10 +145,14 @@ def benchmark_explain(config: ml_collections.ConfigDict, *, steps: int = 10, rep
     started = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - started
+
+    def step(batch):
+        jax.block_until_ready(compiled(predictor.masks, batch["image"], class_ids))
+
     for _ in range(2):
         step(next(iterator))
     measured = timed(iterator, step, size, steps, repetitions, "explain")
-    measured |= against_peak(operations, measured["step ms"], 1)
+    measured |= against_peak(operations, measured["step ms"], mesh, config.model.compute_dtype)
     return measured | {"step GFLOP": [operations / 1e9], "compile s": [compile_seconds]} | _memory(compiled)
 
 
@@ -179,16 +183,17 @@ def timed(iterator, step: Callable, batch_size: int, steps: int, repetitions: in
     return measured
 
 
-def against_peak(operations: float, milliseconds: list[float], devices: int) -> Measurement:
+def against_peak(operations: float, milliseconds: list[float], mesh: jax.sharding.Mesh, dtype: str) -> Measurement:
     """Returns "GFLOP/s" of each repetition, "matrix product GFLOP/s" of the devices, and "of matrix product %".
 
     Args:
       operations: of a step, in products and convolutions (`costs.contractions`).
       milliseconds: that a step took, once per repetition.
-      devices: that share the step.
+      mesh: the devices that share the step.
+      dtype: that convolutions and products are computed in.
     """
     rates = [operations / (1e6 * step) for step in milliseconds]
-    peaks = [peak * devices for peak in matrix_product_rates(len(rates))]
+    peaks = matrix_product_rates(len(rates), mesh, dtype)
     best = max(peaks)
     return {
         "GFLOP/s": rates,
@@ -197,22 +202,37 @@ def against_peak(operations: float, milliseconds: list[float], devices: int) -> 
     }
 
 
-def matrix_product_rates(repetitions: int, side: int = 0) -> list[float]:
-    """Returns GFLOP/s of a float32 product of two square matrices on the first device, once per repetition.
+def matrix_product_rates(repetitions: int, mesh: jax.sharding.Mesh, dtype: str, side: int = 0) -> list[float]:
+    """Returns GFLOP/s of products of square matrices on all devices of a mesh at once, once per repetition.
+
+    A call is one product on CPU, and a chain of many elsewhere, where one would be over before the next is asked for.
 
     Args:
       repetitions: how often.
+      mesh: every device has matrices of its own.
+      dtype: "float32" or "bfloat16".
       side: rows and columns; 0: PEAK_SIDE.
     """
-    side = side or PEAK_SIDE
-    matrix = jax.device_put(jnp.ones((side, side), jnp.float32), jax.devices()[0])
-    product = jax.jit(lambda a, b: a @ b)
-    product(matrix, matrix).block_until_ready()
+    side, chain = side or PEAK_SIDE, 1 if jax.default_backend() == "cpu" else 100
+    sharding = mesh_lib.batch_sharding(mesh)
+
+    @functools.partial(jax.jit, out_shardings=sharding)
+    def draw():
+        # Columns of equal numbers that sum to one: a chain of products stays as it is.
+        return jnp.full((mesh.devices.size, side, side), 1 / side, dtype)
+
+    @functools.partial(jax.jit, out_shardings=sharding)
+    def multiply(matrices):
+        return jax.lax.fori_loop(0, chain, lambda _, found: found @ matrices, matrices)
+
+    matrices = draw()
+    multiply(matrices).block_until_ready()
     rates = []
     for _ in range(repetitions):
         started = time.perf_counter()
-        product(matrix, matrix).block_until_ready()
-        rates.append(2 * side**3 / (time.perf_counter() - started) / 1e9)
+        multiply(matrices).block_until_ready()
+        seconds = time.perf_counter() - started
+        rates.append(2 * chain * mesh.devices.size * side**3 / seconds / 1e9)
     return rates
 
 

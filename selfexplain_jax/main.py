@@ -53,7 +53,8 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         "what",
         "all",
-        "--mode=benchmark: pipeline, train, all (both), attribution, metrics, memory, curves, backbone, time_to_masks.",
+        "--mode=benchmark: pipeline, train, all (both), explain, attribution, metrics, memory, curves, backbone, "
+        "time_to_masks.",
         **define,
     )
     flags.DEFINE_string("json", "", "--mode=benchmark: file for the results (in --workdir).", **define)
