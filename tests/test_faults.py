@@ -88,9 +88,10 @@ FULL_DISK = """
 def test_disk_that_is_full_is_named_and_with_room_the_run_goes_on(tmp_path):
     """A disk of 32 MB in a namespace of its own, filled to the last byte between two checkpoints."""
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
-    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
-        pytest.skip("no namespace can be made here, so no disk either")
     (tmp_path / "disk").mkdir()
+    mount = [*unshare, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "disk")]
+    if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here in a namespace of its own")
     done = subprocess.run(
         [*unshare, sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path / "disk"), str(tmp_path / "whole")],
         env=os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},
