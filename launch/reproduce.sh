@@ -3,7 +3,7 @@
 #
 #   bash launch/reproduce.sh                       every row that two cores can run: 6.7 hours of training, and evaluations
 #   bash launch/reproduce.sh synthetic texture     these rows
-#   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other
+#   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons
 #   bash launch/reproduce.sh --seeds=3,4 texture   with other seeds than the stored ones: more say more
 #   bash launch/reproduce.sh --dry-run ...         prints the commands
 #
@@ -11,11 +11,13 @@
 #   --data_dir=DIR   where data sets are prepared; may be given again for another folder, the first that has a set is taken;
 #                    default: $TFDS_DATA_DIR. Rows whose data are in none of them are left out, and said to be
 #
+# A comparison of methods takes seed 0 of the rows whose models it compares, which are trained before.
+#
 # The rows are listed below; --dry-run prints what each runs. How far a number may lie from the stored one, and why:
 # "Running the rows again" in docs/results.md.
 #
 # Run it again after an interruption: a row that is finished is not trained again, a row that is not goes on from its last
-# checkpoint. The table is also in DIR/reproduced.md. Exit code: 0, 1 where a row differs, 2 for bad input.
+# checkpoint. The tables are also in DIR/reproduced.md and DIR/reproduced_comparisons.md. Exit code: 0, 1 where a row differs, 2 for bad input.
 set -euo pipefail
 # shellcheck source=launch/arguments.sh
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
@@ -52,6 +54,9 @@ rows=(
   "photographs coco_subset configs/coco2017_subset.py 0 coco2017"
   "photographs cifar10 configs/cifar10.py 0 cifar10"
   "photographs cifar10_classifier configs/cifar10.py:classifier 0 cifar10"
+)
+# name, config, its models as MODEL=ROW, data set or -, then FIELD=VALUE of the config: those of docs/comparisons.json.
+comparisons=(
 )
 
 # Ends the script with one line; 1 would say that a row differs.
@@ -111,10 +116,13 @@ is_asked() {
   return 1
 }
 
-known=" main ablation photographs other "
+known=" main ablation photographs other comparisons "
 for row in "${rows[@]}"; do
   read -r table name config row_seeds dataset <<<"$row"
   known+="$name "
+done
+for comparison in ${comparisons[@]+"${comparisons[@]}"}; do
+  known+="${comparison%% *} "
 done
 for name in ${asked[@]+"${asked[@]}"}; do
   if [[ "$known" != *" $name "* ]]; then
@@ -122,56 +130,121 @@ for name in ${asked[@]+"${asked[@]}"}; do
   fi
 done
 
-chosen=() names=()
+# Whether the data set of a row is prepared; where it is not, says that the row is left out, or ends the script if it
+# was asked for by name.
+has_data() {
+  local name="$1" dataset="$2" where
+  if [[ "$dataset" == - ]] || folder_of "$dataset" >/dev/null; then
+    return 0
+  fi
+  where="${data_dirs[*]-}"
+  where="${where:-neither --data_dir nor \$TFDS_DATA_DIR is given}"
+  if [[ " ${asked[*]-} " == *" $name "* ]]; then
+    refuse "row $name needs $dataset, and there is no folder $dataset in it: $where. Prepare it:" \
+      "python -m selfexplain_jax.data.prepare --dataset=$dataset --data_dir=DIR, then give --data_dir=DIR."
+  fi
+  echo "Row $name is left out: it needs $dataset, which is not prepared ($where); --help says how to name it." >&2
+  return 1
+}
+
+chosen=() names=() chosen_comparisons=() comparison_names=()
 for row in "${rows[@]}"; do
   read -r table name config row_seeds dataset <<<"$row"
-  if ! is_asked "$table" "$name"; then
-    continue
-  fi
-  names+=("$name")
-  if [[ "$dataset" != - ]] && ! folder_of "$dataset" >/dev/null; then
-    where="${data_dirs[*]-}"
-    where="${where:-neither --data_dir nor \$TFDS_DATA_DIR is given}"
-    if [[ " ${asked[*]-} " == *" $name "* ]]; then
-      refuse "row $name needs $dataset, and there is no folder $dataset in it: $where. Prepare it:" \
-        "python -m selfexplain_jax.data.prepare --dataset=$dataset --data_dir=DIR, then give --data_dir=DIR."
+  if is_asked "$table" "$name"; then
+    names+=("$name")
+    if has_data "$name" "$dataset"; then
+      chosen+=("$row")
     fi
-    echo "Row $name is left out: it needs $dataset, which is not prepared ($where); --help says how to name it." >&2
-    continue
   fi
-  chosen+=("$row")
 done
-if ((!${#chosen[@]})); then
+for comparison in ${comparisons[@]+"${comparisons[@]}"}; do
+  read -r name config models dataset overrides <<<"$comparison"
+  if is_asked comparisons "$name"; then
+    comparison_names+=("$name")
+    if has_data "$name" "$dataset"; then
+      chosen_comparisons+=("$comparison")
+    fi
+  fi
+done
+if ((!${#chosen[@]} && !${#chosen_comparisons[@]})); then
   refuse "no row is left to run."
 fi
 
 # shellcheck source=launch/setup.sh
 source "$root/launch/setup.sh"
-for row in "${chosen[@]}"; do
+
+# run_unless_finished WHAT FOLDER DATASET CHECK... -- ARGUMENTS...: runs launch/local.sh unless the check, a command of
+# Python, finds it finished; what fails ends the script.
+run_unless_finished() {
+  local what="$1" folder="$2" dataset="$3" check=() code=0
+  shift 3
+  while [[ "$1" != -- ]]; do
+    check+=("$1")
+    shift
+  done
+  shift
+  local command=(bash "$root/launch/local.sh" "$1" --workdir="$folder" "${@:2}")
+  if [[ "$dataset" != - ]]; then
+    command+=(--config.data.data_dir="$(folder_of "$dataset")")
+  fi
+  if [[ -z "$dry_run" ]]; then
+    "$python" -m "${check[@]}" || code=$?
+    if ((code == 0)); then
+      echo "$what: finished before, in $folder." >&2
+      return 0
+    elif ((code != 3)); then
+      exit "$code"
+    fi
+    echo "$what: in $folder ..." >&2
+  fi
+  code=0
+  call "${command[@]}" || code=$?
+  if ((code)); then
+    exit $((code == 1 ? 2 : code))
+  fi
+}
+
+# train_row ROW SEED
+train_row() {
+  local table name config row_seeds dataset folder
+  read -r table name config row_seeds dataset <<<"$1"
+  folder="$runs/${name}_seed$2"
+  run_unless_finished "Row $name, seed $2" "$folder" "$dataset" \
+    selfexplain_jax.report.reproduce finished "$folder" "$name" "$2" -- --config="$root/$config" --config.seed="$2"
+}
+
+for row in ${chosen[@]+"${chosen[@]}"}; do
   read -r table name config row_seeds dataset <<<"$row"
   IFS=, read -r -a numbers <<<"${seeds:-$row_seeds}"
   for seed in "${numbers[@]}"; do
-    folder="$runs/${name}_seed$seed"
-    command=(bash "$root/launch/local.sh" --config="$root/$config" --workdir="$folder" --config.seed="$seed")
-    if [[ "$dataset" != - ]]; then
-      command+=(--config.data.data_dir="$(folder_of "$dataset")")
-    fi
-    code=0
-    if [[ -z "$dry_run" ]]; then
-      "$python" -m selfexplain_jax.report.reproduce finished "$folder" "$name" "$seed" || code=$?
-      if ((code == 0)); then
-        echo "Row $name, seed $seed: finished before, in $folder." >&2
-        continue
-      elif ((code != 3)); then
-        exit "$code"
-      fi
-      echo "Row $name, seed $seed: in $folder ..." >&2
-    fi
-    code=0
-    call "${command[@]}" || code=$?
-    if ((code)); then
-      exit $((code == 1 ? 2 : code))
-    fi
+    train_row "$row" "$seed"
   done
 done
-call "$python" -m selfexplain_jax.report.reproduce compare "$runs" "${names[@]}"
+for comparison in ${chosen_comparisons[@]+"${chosen_comparisons[@]}"}; do
+  read -r name config models dataset overrides <<<"$comparison"
+  arguments=(--mode=evaluate --config="$root/$config")
+  IFS=, read -r -a pairs <<<"$models"
+  for pair in "${pairs[@]}"; do
+    for row in "${rows[@]}"; do
+      read -r table row_name rest <<<"$row"
+      if [[ "$row_name" == "${pair#*=}" ]]; then
+        train_row "$row" 0
+        arguments+=("--config.comparison.models.${pair%%=*}=$runs/${row_name}_seed0")
+      fi
+    done
+  done
+  for override in $overrides; do
+    arguments+=("--config.$override")
+  done
+  run_unless_finished "Comparison $name" "$runs/$name" "$dataset" \
+    selfexplain_jax.report.reproduce_comparisons finished "$runs/$name" "$name" -- "${arguments[@]}"
+done
+
+differs=0
+if ((${#names[@]})); then
+  call "$python" -m selfexplain_jax.report.reproduce compare "$runs" "${names[@]}" || differs=$?
+fi
+if ((${#comparison_names[@]} && differs < 2)); then
+  call "$python" -m selfexplain_jax.report.reproduce_comparisons compare "$runs" "${comparison_names[@]}" || differs=$?
+fi
+exit "$differs"

@@ -1,0 +1,101 @@
+"""Comparisons that were run again: what is stored of them, what must come out the same, what is refused."""
+
+import json
+
+import pytest
+
+from selfexplain_jax.report import reproduce_comparisons as again
+from selfexplain_jax.training.config_json import jsonable
+from selfexplain_jax.types import UserError
+
+CONFIG = "configs/compare_synthetic.py"
+OVERRIDES = ("evaluation.max_examples=20",)
+MODELS = "self_explainer=synthetic,classifier=classifier"
+
+
+def write(folder, *, overrides=OVERRIDES, dirty=False, iou=0.4, centre=0.3):
+    """The comparison.json of a method and a control."""
+    rows = {"grad_cam": {"metrics": {"iou": iou, "deletion": 0.1, "iou_curve": [1.0], "road": None}}}
+    rows["centre"] = {"metrics": {"iou": centre, "deletion": 0.2}}
+    found = {"methods": rows, "controls": ["centre"], "asks_the_model": ["deletion"], "images": 20, "dirty": dirty}
+    found |= {"commit": "abcdef0123", "config": jsonable(again.config_of(CONFIG, overrides))}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.json").write_text(json.dumps(found))
+    return folder
+
+
+@pytest.fixture
+def stored(tmp_path):
+    path = tmp_path / "comparisons.json"
+    folder = write(tmp_path / "first")
+    arguments = ["store", "tiny", str(folder), *OVERRIDES, f"--config={CONFIG}", f"--models={MODELS}"]
+    assert again.main(["--stored", str(path), *arguments]) == 0
+    return path
+
+
+def test_numbers_are_stored_and_nothing_else(stored):
+    (tiny,) = again.read_comparisons(stored).values()
+    assert tiny.overrides == OVERRIDES and tiny.models == dict(pair.split("=") for pair in MODELS.split(","))
+    assert (tiny.commit, tiny.images) == ("abcdef0", 20)
+    assert tiny.methods == {"grad_cam": {"iou": 0.4, "deletion": 0.1}, "centre": {"iou": 0.3, "deletion": 0.2}}
+    before = stored.read_text()
+    again.write_comparisons(again.read_comparisons(stored), stored)
+    assert stored.read_text() == before and again.read_comparisons(stored.with_name("none.json")) == {}
+
+
+def test_controls_must_come_out_the_same_and_trained_maps_are_not_judged(stored, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    # What the classifier says of a control's map depends on the classifier.
+    write(runs / "tiny", iou=0.9, centre=0.3 + 0.9 * again.SAME)
+    assert again.main(["--stored", str(stored), "compare", str(runs)]) == 0
+    text = capsys.readouterr().out
+    assert "| tiny grad_cam | iou      | 0.400  | 0.900    | +0.500     | unknown | -" in text
+    assert "| tiny centre   | deletion | 0.200  | 0.200    | +0.000     | unknown | -" in text
+    assert text.strip() in (runs / "reproduced_comparisons.md").read_text()
+    write(runs / "tiny", centre=0.3 + 1.1 * again.SAME)
+    assert again.main(["--stored", str(stored), "compare", str(runs), "tiny"]) == 1
+    assert "tiny centre: iou" in capsys.readouterr().out
+
+
+def test_finished_is_a_comparison_of_that_config(stored, tmp_path, capsys):
+    def finished():
+        return again.main(["--stored", str(stored), "finished", str(tmp_path / "runs" / "tiny"), "tiny"])
+
+    assert finished() == 3
+    write(tmp_path / "runs" / "tiny")
+    assert finished() == 0
+    write(tmp_path / "runs" / "tiny", overrides=("evaluation.max_examples=30",))
+    assert finished() == 2
+    assert "evaluation.max_examples: 30 there, 20 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "RUNS"], "No comparison was measured in"),
+        (["compare", "RUNS", "huge"], "no stored comparison 'huge'. Choose among: tiny"),
+        (["store", "x", "RUNS", f"--config={CONFIG}", f"--models={MODELS}"], "There is no comparison.json in"),
+        (["store", "x", "RUNS", "a.b=1", f"--config={CONFIG}", f"--models={MODELS}"], "'a.b=1' is no FIELD=VALUE"),
+        (["store", "x", "RUNS", "seed", f"--config={CONFIG}", f"--models={MODELS}"], "'seed' is no FIELD=VALUE"),
+        (["store", "x", "DIRTY", *OVERRIDES, f"--config={CONFIG}", f"--models={MODELS}"], "not from a clean commit"),
+        (
+            ["store", "x", "CLEAN", *OVERRIDES, f"--config={CONFIG}", "--models=a=b"],
+            "--models must name a row for each",
+        ),
+    ],
+)
+def test_bad_input_is_told(stored, tmp_path, capsys, arguments, message):
+    write(tmp_path / "DIRTY", dirty=True)
+    write(tmp_path / "CLEAN")
+    folders = {name: str(tmp_path / name) for name in ("RUNS", "DIRTY", "CLEAN")}
+    arguments = [folders.get(argument, argument) for argument in arguments]
+    capsys.readouterr()
+    assert again.main(["--stored", str(stored), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err
+
+
+def test_a_number_that_is_gone_is_told(stored):
+    (tiny,) = again.read_comparisons(stored).values()
+    with pytest.raises(UserError, match="has no iou of grad_cam any more"):
+        again.compare(tiny, {"methods": {"grad_cam": {"metrics": {}}}})
