@@ -46,6 +46,9 @@ def get_config(variant="single"):
         for name in ("extremal_perturbation", "rise"):
             del config.comparison.methods[name]
         config.comparison.metrics = {"segmentation": {}, "pointing_game": {}}
-        config.comparison.sanity_checks.images = 100
+        # Maps of every image are taken some eighteen times: of few images, and of fewer passes where a method has many.
+        config.comparison.methods.smooth_grad.options = {"samples": 16}
+        config.comparison.methods.integrated_gradients.options.steps = 16
+        config.comparison.sanity_checks.images = 30
         config.comparison.sanity_checks.random_labels = {"classifier": shuffled}
     return config
