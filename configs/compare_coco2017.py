@@ -29,6 +29,7 @@ def get_config(variant="comparison"):
     config = load_config(str(pathlib.Path(__file__).with_name(pathlib.Path(experiment).name)))
     config.comparison.classes_per_image = 3
     comparison_recipe(config, experiment, f"{experiment}:classifier", photo_regions="mask")
+    config.comparison.methods.cam = {"model": "classifier", "options": {"relu": True}}
     # Fong et al. 2019 search these on COCO, whose objects are smaller.
     config.comparison.methods.extremal_perturbation.options.areas = (0.018, 0.025, 0.05, 0.1)
     return config

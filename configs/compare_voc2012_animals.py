@@ -28,10 +28,11 @@ def get_config(variant="comparison"):
     experiment = "configs/voc2012_animals.py"
     explainer = f"{experiment}:explainer" if variant == "explainer" else ""
     comparison_recipe(config, experiment, f"{experiment}:classifier", explainer, photo_regions="boxes")
+    config.comparison.methods.cam = {"model": "classifier", "options": {"relu": True}}
     if variant == "localisation":
         config.evaluation.max_examples = 0
         comparison = config.comparison
-        for name in ("parts", "deletion_insertion", "average_drop", "road"):
+        for name in ("parts", "swap", "deletion_insertion", "average_drop", "road"):
             del comparison.metrics[name]
         for name in ("rise", "extremal_perturbation"):
             del comparison.methods[name]

@@ -7,38 +7,33 @@ in the results and never counted as zero.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from absl import logging
 
-from selfexplain_jax import evaluate, examples, image_rows, maps, progress
+from selfexplain_jax import examples, image_rows, maps, progress
 from selfexplain_jax.attribution import METHODS, build_method
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
 from selfexplain_jax.data.balance import labels_of
-from selfexplain_jax.folders import in_bucket, write_whole
-from selfexplain_jax.metrics import add, parts, segmentation, view
-from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max
-from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure, needs_of
-from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
+from selfexplain_jax.folders import in_bucket
+from selfexplain_jax.map_numbers import CONTROLS, EVERY_CLASS, choose_metrics, take_metrics
+from selfexplain_jax.metrics import parts, segmentation, view
+from selfexplain_jax.metrics.explained import min_max
+from selfexplain_jax.metrics.map_metrics import MAP_METRICS
 from selfexplain_jax.open_models import asked_models, model_settings, open_model
 from selfexplain_jax.pictures import overlay, save_grid
 from selfexplain_jax.sanity_checks import check_settings, sanity_checks
-from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, UserError
+from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, UserError
 
 OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
 """Methods whose maps are masks already; the others' are scaled to [0, 1] map by map where a metric needs a mask."""
-CONTROLS = ("constant", "centre", "edges", "ground_truth")
-"""What a method must beat, or cannot: they win no column."""
 ANNOTATION = "ground_truth"
 """The control that comes from the data set; it stands beside METHODS."""
 
@@ -49,9 +44,10 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     Returns:
       {"methods": {label: {"model": name, "asks": name of the first model with the same scores, "metrics": {name:
       value}, "counts": {name: count}, "seconds_per_image": s, "failures": [{"image": position, "message": text}],
-      "not_finite": [name]}}, "images": how many are in every average, "left_out": positions in the split of those that
-      are not, "controls": labels of what is no method, "asks_the_model": numbers that depend on the classifier behind
-      the method, "sanity_checks": of `sanity_checks.sanity_checks`, "classes_without_a_map": present classes that
+      "not_finite": [name], "metric_failures": {metric: message}, "flat_maps": counted maps of one value alone}},
+      "images": how many are in every average, "left_out": positions in the split of those that are not, "controls":
+      labels of what is no method, "asks_the_model": numbers that depend on the classifier behind the method,
+      "sanity_checks": of `sanity_checks.sanity_checks`, "classes_without_a_map": present classes that
       `config.comparison.classes_per_image` leaves out}. A method that failed on every image has no metrics.
 
     Raises:
@@ -84,6 +80,8 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
             row["metrics"] = {number: value for found in taken.values() for number, value in found["metrics"].items()}
             row["counts"] = {number: count for found in taken.values() for number, count in found["counts"].items()}
             row["not_finite"] = [number for found in taken.values() for number in found["not_finite"]]
+            row["metric_failures"] = {name: found["failure"] for name, found in taken.items() if "failure" in found}
+            row["flat_maps"] = max(found.get("flat_maps", 0) for found in taken.values())
             row["seconds_per_image"] = maps.seconds_per_image(notes[column.label], config.evaluation.batch_size)
             asking |= {
                 n for name, found in taken.items() if "model" in MAP_METRICS[name].needs for n in found["metrics"]
@@ -143,7 +141,7 @@ def make_columns(
         that has none.
     """
     settings, columns, asked = config.comparison, [], asked_models(models)
-    for label, options in _options(settings.methods).items():
+    for label, options in settings.methods.to_dict().items():
         unknown = sorted(set(options) - {"model", "method", "scaling", "options"})
         if unknown:
             raise UserError(
@@ -166,120 +164,10 @@ def make_columns(
         predictor, origin = models[model]
         identity = {"method": name, "model": origin, "options": dict(options.get("options", {})), "scaling": scaling}
         present_only = name in maps.PER_MAP and settings.classes_per_image > 1
-        if present_only and {"class_specific", "class_map"} & set(settings.metrics):
+        if present_only and set(EVERY_CLASS) & set(settings.metrics):
             present_only, identity["absent_classes"] = False, True
         columns.append(maps.Column(label, model, asked[model], predictor, method, scaling, identity, present_only))
     return columns
-
-
-# ---- Metrics ---------------------------------------------------------------------------------------------------------
-
-
-def choose_metrics(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, dict]:
-    """Returns {metric: options} of `config.comparison.metrics`.
-
-    Raises:
-      UserError: no metric, an unknown one, or one that needs what the data set does not have (`check_needs`).
-    """
-    metrics = _options(config.comparison.metrics)
-    if not metrics:
-        raise UserError(f"config.comparison.metrics is empty; there are {', '.join(MAP_METRICS)}.")
-    for name in metrics:
-        if name not in MAP_METRICS:
-            raise UserError(f"config.comparison.metrics.{name} is unknown; there are {', '.join(MAP_METRICS)}.")
-        check_needs(name, needs_of(name, metrics[name]), info, config)
-    return metrics
-
-
-def take_metrics(
-    column: maps.Column,
-    metrics: Mapping[str, dict],
-    dataset: Dataset,
-    config: ml_collections.ConfigDict,
-    folder: pathlib.Path,
-    left_out: list[int],
-) -> dict[str, dict]:
-    """Returns {metric: {"metrics", "counts", "not_finite"}} of one method over the images that all explain.
-
-    A metric that was taken of the same maps over the same images is read from WORKDIR/metrics/LABEL.json.
-    """
-    path = folder / "metrics" / f"{column.label}.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    asked = {
-        name: json.loads(json.dumps({"options": options, "left_out": left_out, "maps": column.identity}))
-        for name, options in metrics.items()
-    }
-    missing = [name for name in metrics if known.get(name, {}).get("asked") != asked[name]]
-    if missing:
-        for name, found in _measure(
-            column, {n: metrics[n] for n in missing}, dataset, config, folder, left_out
-        ).items():
-            known[name] = {"asked": asked[name]} | found
-        write_whole(path, json.dumps(known, indent=1).encode())
-    return {name: known[name] for name in metrics}
-
-
-def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, dict]:
-    """Takes metrics of one method; {metric: {"metrics", "counts", "not_finite"}}."""
-    total, dropped = {name: {} for name in metrics}, dict.fromkeys(metrics, 0)
-    needs = {name: needs_of(name, options) for name, options in metrics.items()}
-    source = dataset.source(config.data.eval_split)
-    for number, batch in enumerate(progress.counted(maps.evaluation(dataset, config), f"metrics {column.label}")):
-        with np.load(maps.map_path(folder, column, number)) as stored:
-            saliency, class_ids = stored["saliency"], stored["class_ids"]
-        truth = photo_truth(source, config, batch["index"], set().union(*needs.values()))
-        seen = see(column, view.fill_padding(batch), class_ids, saliency, dataset, left_out, truth)
-        rng = jax.random.fold_in(jax.random.key(config.seed), number)
-        for name, options in metrics.items():
-            kept = seen
-            for annotated in {"mask", "boxes"} & set(needs[name]):
-                # A crop can cut an object off, or nobody drew a box of it: its map has no truth to be held against.
-                kept = dataclasses.replace(kept, counted=counted_with_truth(kept, annotated))
-            dropped[name] += int(seen.counted.sum() - kept.counted.sum())
-            total[name] = add(total[name], measure(name, column.predictor, kept, rng=rng, **options))
-    result = {}
-    for name, sums in total.items():
-        if dropped[name]:
-            logging.warning(
-                "%s of %r: %d maps have no annotated pixel or box of their class.", name, column.label, dropped[name]
-            )
-        numbers = finish(name, sums)
-        bad = [number for number, value in numbers.items() if not _is_finite(value)]
-        if bad:
-            logging.warning("%s of %r: %s not finite, left out.", name, column.label, ", ".join(bad))
-        numbers = {number: None if number in bad else value for number, value in numbers.items()}
-        counts = {number: int(np.sum(count)) for number, (_, count) in sums.items()}
-        result[name] = {"metrics": evaluate.finite(numbers, name), "counts": counts, "not_finite": bad}
-    return result
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_finite(part) for part in value.values())
-    return value is None or bool(np.isfinite(np.asarray(value, np.float64)).all())
-
-
-def see(
-    column: maps.Column,
-    batch: Batch,
-    class_ids: np.ndarray,
-    saliency: np.ndarray,
-    dataset: Dataset,
-    left_out: list[int],
-    truth: PhotoTruth,
-) -> Explained:
-    """Returns the checked batch that metrics take, without the images that some method could not explain."""
-    out = np.isin(batch["index"], left_out)
-    batch = batch | {"valid": batch["valid"] * ~out}
-    return explained(
-        column.predictor,
-        batch,
-        class_ids,
-        np.where(out[:, None, None, None], 0, saliency),
-        scaling=column.scaling,
-        has_masks=dataset.info.has_masks,
-        **truth._asdict(),
-    )
 
 
 def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -371,10 +259,6 @@ def _collect(collector, columns, number, batch, info, config, folder) -> None:
         return examples.keep(image, batch["mask"][row], ids, maps_of_row, drawn)
 
     collector.add(rows, pictures_of)
-
-
-def _options(settings: ml_collections.ConfigDict) -> dict[str, dict]:
-    return {name: dict(options) for name, options in settings.to_dict().items()}
 
 
 def _first_failures(failures: Mapping[str, Mapping[int, str]]) -> str:

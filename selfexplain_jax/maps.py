@@ -112,7 +112,8 @@ def explain_rows(
     def run(rows: slice) -> np.ndarray:
         if column.present_only:
             return explain_present(column, images[rows], class_ids[rows], shown[rows], rng)
-        return np.asarray(column.method(column.predictor, images[rows], class_ids[rows], rng=rng), np.float32)
+        found = column.method(column.predictor, images[rows], class_ids[rows], rng=rng)
+        return checked(np.asarray(found, np.float32), column, class_ids[rows])
 
     messages, raised = {}, False
     try:
@@ -130,6 +131,23 @@ def explain_rows(
     for row in np.flatnonzero(~np.isfinite(saliency).all(axis=(1, 2, 3))):
         messages.setdefault(int(row), "the map holds NaN or infinity")
     return saliency, messages, raised
+
+
+def checked(saliency: np.ndarray, column: Column, class_ids: np.ndarray) -> np.ndarray:
+    """Returns maps as they are, float32 [B, k, H, W].
+
+    Raises:
+      UserError: they have another shape, or are masks outside [0, 1].
+    """
+    size = column.predictor.image_size
+    expected = (*class_ids.shape, size, size)
+    if saliency.shape != expected:
+        raise UserError(f"the maps have shape {saliency.shape}, expected {expected}: resize them to the images")
+    if column.scaling == "as_is" and (np.nanmin(saliency) < -1e-4 or np.nanmax(saliency) > 1 + 1e-4):
+        raise UserError(
+            f"masks must lie in [0, 1], these reach from {np.nanmin(saliency):.4g} to {np.nanmax(saliency):.4g}"
+        )
+    return saliency
 
 
 def explain_present(

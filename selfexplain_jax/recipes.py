@@ -82,7 +82,8 @@ def explainer_recipe(
         "background": {"weight": entropy, "form": "mean_entropy"},
         # Over cells of s pixels a mask varies s times as much per step as over pixels.
         "smoothness": {"weight": variation / config.model.mask_stride},
-        "area_bounds": {"weight": bounds, "lower": 0.05, "upper": 0.3},
+        # Of every present class; twenty are all that VOC has.
+        "area_bounds": {"weight": bounds, "lower": 0.05, "upper": 0.3, "max_classes": 20},
         "area_target": {"weight": target_area},
         "area_non_target": {"weight": non_target_area},
     }
@@ -381,8 +382,10 @@ def comparison_recipe(
         comparison.methods[name] = {"model": "classifier", "options": options}
     for name in (*annotation, "centre", "edges", "constant"):
         comparison.methods[name] = {"model": "classifier"}
+    for name, value in (("all_zero", 0.0), ("all_one", 1.0)):
+        comparison.methods[name] = {"model": "classifier", "method": "constant", "options": {"value": value}}
     against_masks = ("segmentation", "pointing_game", "pixel_precision") if masks else ()
-    for name in (*against_masks, "parts", "deletion_insertion", "average_drop", "road"):
+    for name in (*against_masks, "parts", "swap", "deletion_insertion", "average_drop", "road"):
         comparison.metrics[name] = {}
     if photo_regions:
         for name in ("box_accuracy", "pointing_game_boxes"):

@@ -28,7 +28,7 @@ ROOMS = [
     ("examples",),
     ("image_rows",),
     ("evaluate", "explain", "maps", "report"),
-    ("open_models", "sanity_checks"),
+    ("open_models", "sanity_checks", "map_numbers"),
     ("compare",),
     ("costs", "topology"),
     ("compile", "benchmark_peers", "benchmark_step"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfexplain_jax import compare, evaluate, examples, maps, report
+from selfexplain_jax import compare, evaluate, examples, map_numbers, maps, report
 from selfexplain_jax.attribution import METHODS
 from selfexplain_jax.config import base_config
 from selfexplain_jax.data import build_dataset
@@ -107,7 +107,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
     # All is there: nothing is computed again.
     monkeypatch.setitem(METHODS, "flaky", None)
     monkeypatch.setattr(compare, "build_method", lambda name, **options: None)
-    monkeypatch.setattr(compare, "measure", None)
+    monkeypatch.setattr(map_numbers, "measure", None)
     assert compare.compare(config, tmp_path)["methods"]["flaky"]["metrics"] == whole["methods"]["flaky"]["metrics"]
 
 
@@ -128,9 +128,9 @@ def test_what_a_method_raised_is_tried_again(tmp_path, monkeypatch):
 def test_a_metric_is_added_without_taking_the_others_again(tmp_path, monkeypatch):
     config = settings(constant={})
     before = compare.compare(config, tmp_path)["methods"]["constant"]["metrics"]
-    asked, real = [], compare.measure
+    asked, real = [], map_numbers.measure
     monkeypatch.setattr(
-        compare, "measure", lambda name, *rest, **options: asked.append(name) or real(name, *rest, **options)
+        map_numbers, "measure", lambda name, *rest, **options: asked.append(name) or real(name, *rest, **options)
     )
     config.comparison.metrics.pixel_precision = {}
     after = compare.compare(config, tmp_path)["methods"]["constant"]["metrics"]
@@ -139,12 +139,81 @@ def test_a_metric_is_added_without_taking_the_others_again(tmp_path, monkeypatch
 
 
 def test_a_number_that_is_not_finite_is_named_and_stops_nothing(tmp_path, monkeypatch):
-    real = compare.finish
+    real = map_numbers.finish
     monkeypatch.setattr(
-        compare, "finish", lambda name, sums: real(name, sums) | ({"iou": np.nan} if name == "segmentation" else {})
+        map_numbers, "finish", lambda name, sums: real(name, sums) | ({"iou": np.nan} if name == "segmentation" else {})
     )
     row = compare.compare(settings(constant={}), tmp_path)["methods"]["constant"]
     assert row["not_finite"] == ["iou"] and row["metrics"]["iou"] is None and row["metrics"]["f1"] is not None
+
+
+def test_a_metric_that_raises_is_named_and_tried_again(tmp_path, monkeypatch):
+    config, real = settings(constant={}), map_numbers.measure
+
+    def broken(name, *rest, **options):
+        if name == "pointing_game":
+            raise RuntimeError("out of | memory\nat all")
+        return real(name, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(map_numbers, "measure", broken)
+        results = compare.compare(config, tmp_path)
+    row = results["methods"]["constant"]
+    assert row["metric_failures"] == {"pointing_game": "RuntimeError: out of | memory"}
+    assert "pointing_game" not in row["metrics"] and "iou" in row["metrics"]
+    text = report.comparison_markdown(results)
+    assert "`pointing_game` of `constant` has no number: RuntimeError: out of | memory" in text
+    row = compare.compare(config, tmp_path)["methods"]["constant"]
+    assert row["metric_failures"] == {} and "pointing_game" in row["metrics"]
+
+
+def test_metrics_go_on_where_they_were_interrupted(tmp_path, monkeypatch):
+    config, asked, real = settings(constant={}), [], map_numbers.measure
+
+    def interrupted(name, *rest, **options):
+        asked.append(name)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(map_numbers, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(config, tmp_path)
+    compare.compare(config, tmp_path)
+    # Three batches each; the second metric was begun twice, the first was not.
+    first, second = dict.fromkeys(asked)
+    assert (asked.count(first), asked.count(second)) == (3, 5)
+
+
+@pytest.mark.parametrize(("size", "value", "message"), [(8, 0.5, "have shape"), (SIZE, 1.5, "must lie in")])
+def test_maps_of_another_shape_or_range_are_failures_and_not_kept(tmp_path, monkeypatch, size, value, message):
+    monkeypatch.setitem(
+        METHODS, "odd", lambda predictor, images, ids, *, rng=None: jnp.full((*ids.shape, size, size), value)
+    )
+    config = settings(ground_truth={}, odd={"scaling": "as_is"})
+    row = compare.compare(config, tmp_path)["methods"]["odd"]
+    assert len(row["failures"]) == 10 and message in row["failures"][0]["message"]
+    monkeypatch.setitem(METHODS, "odd", METHODS["constant"])
+    assert compare.compare(config, tmp_path)["methods"]["odd"]["failures"] == []
+
+
+def test_flat_maps_and_images_left_out_are_said(tmp_path, monkeypatch):
+    config = settings(ground_truth={}, flat={}, broken={})
+    monkeypatch.setitem(METHODS, "flat", lambda predictor, images, ids, *, rng=None: jnp.ones((*ids.shape, SIZE, SIZE)))
+    monkeypatch.setitem(METHODS, "broken", breaks_on(brightness_of(config, 5)))
+    results = compare.compare(config, tmp_path)
+    assert results["methods"]["flat"]["flat_maps"] == 9 and results["methods"]["ground_truth"]["flat_maps"] == 0
+    text = report.comparison_markdown(results)
+    assert "`flat` has 9 maps of one value alone" in text
+    assert f"some method failed on them: 1 images ({results['left_out'][0]})" in text
+
+
+@pytest.mark.parametrize("name", map_numbers.EVERY_CLASS)
+def test_metrics_of_all_classes_ask_for_all_maps(tmp_path, name):
+    config = settings(constant={})
+    config.comparison.metrics = {name: {}}
+    with pytest.raises(UserError, match=f"metrics.{name} needs the maps of all classes: .*classes_per_image = 3"):
+        compare.compare(config, tmp_path)
 
 
 def test_a_method_that_fails_everywhere_is_named_and_takes_no_image_away(tmp_path):
@@ -260,7 +329,7 @@ def test_absent_classes_cost_a_search_nothing(tmp_path, monkeypatch):
         np.testing.assert_allclose(found[1]["saliency"][left], found[0]["saliency"][left], rtol=1e-6)
         assert left.any(axis=(2, 3)).sum() == shown[number]
     # A metric that looks at absent classes asks for their maps, and not for these.
-    config.comparison.metrics.class_specific = {}
+    config.comparison.metrics.class_specific, config.comparison.classes_per_image = {}, 3
     with pytest.raises(UserError, match="methods.search: .* now"):
         compare.compare(config, tmp_path / "present")
 

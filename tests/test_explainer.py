@@ -380,3 +380,4 @@ def test_published_settings(name, rate, weights):
     # Over cells of two pixels.
     assert tuple(found) == (weights[0], weights[1] / 2, *weights[2:])
     assert (objective.area_bounds.lower, objective.area_bounds.upper) == (0.05, 0.3)
+    assert objective.area_bounds.max_classes == 20

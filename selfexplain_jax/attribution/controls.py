@@ -48,12 +48,15 @@ def centre(
 ) -> jax.Array:
     """Returns a box or a Gaussian in the middle of the image, float32 [B, k, H, W] in 0..1.
 
+    The box's middle pixel stands 1e-6 above the rest, so that the pointing game asks about the middle and not about the
+    corner that comes first.
+
     Args:
       predictor: its image size and classes are checked, nothing is computed with it.
       images: [B, H, W, 3], normalised.
       class_ids: int32 [B, k].
       rng: not used.
-      shape: "box" (1 inside, 0 outside) or "gaussian" (1 in the middle).
+      shape: "box" (1 inside, 0 outside), or "gaussian" (1 in the middle).
       area: share of the image that the box covers, rounded to whole pixels on each side.
       sigma: standard deviation of the Gaussian as a share of the image's side.
 
@@ -73,7 +76,11 @@ def centre(
         # The tolerance keeps a pixel whose centre lies on the edge from falling either way by rounding.
         inside = distance <= area**0.5 / 2 - 1e-6
         profiles.append(inside.astype(jnp.float32) if shape == "box" else jnp.exp(-((distance / sigma) ** 2) / 2))
-    return jnp.broadcast_to(jnp.outer(*profiles), (*class_ids.shape, *images.shape[1:3]))
+    shown = jnp.outer(*profiles)
+    if shape == "box":
+        height, width = shown.shape
+        shown = ((1 - 1e-6) * shown).at[height // 2, width // 2].set(1.0)
+    return jnp.broadcast_to(shown, (*class_ids.shape, *images.shape[1:3]))
 
 
 def edges(predictor: Predictor, images: jax.Array, class_ids: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:

@@ -53,9 +53,16 @@ def check_range(predictor: Predictor, images: jax.Array) -> None:
     """Refuses values that a predictor says it was not made for; outside of `jax.jit`, where they are known.
 
     Raises:
-      UserError: a value outside of `predictor.image_range`.
+      UserError: a value outside of `predictor.image_range`; integers, where it says nothing.
     """
-    if predictor.image_range is None or isinstance(images, jax.core.Tracer) or not images.size:
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    if predictor.image_range is None:
+        if jnp.issubdtype(images.dtype, jnp.integer):
+            raise UserError(
+                f"The images are {images.dtype}, and a predictor takes them normalised: scale them as in its training,"
+                " or say with image_range=(0, 255) that it takes photos as they are."
+            )
         return
     low, high = predictor.image_range
     slack = 1e-3 * (high - low)

@@ -52,6 +52,7 @@ class Explained:
     boxes:     the images' boxes; None where the data set has none.
     photo_sizes: int [B, 2], height and width of the photos that were squeezed to the images; None where not known.
     photo_masks: B arrays uint8 of those sizes, as `mask`; None where not known.
+    multilabel: whether an image may show several classes, so that each is decided by itself.
     """
 
     images: np.ndarray
@@ -66,6 +67,7 @@ class Explained:
     boxes: PixelBoxes | None = None
     photo_sizes: np.ndarray | None = None
     photo_masks: Sequence[np.ndarray] | None = None
+    multilabel: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -84,6 +86,7 @@ def explained(
     boxes: PixelBoxes | None = None,
     photo_sizes: np.ndarray | None = None,
     photo_masks: Sequence[np.ndarray] | None = None,
+    multilabel: bool | None = None,
 ) -> Explained:
     """Returns the checked batch that metrics of saliency maps take.
 
@@ -98,6 +101,7 @@ def explained(
       boxes: from `pad_boxes`, where the data set has boxes.
       photo_sizes: int [B, 2], height and width of the photos, where the images are whole photos squeezed to the square.
       photo_masks: B masks of those sizes, where they are known better than as the batch's.
+      multilabel: whether an image may show several classes; None: whether one of the batch does.
 
     Raises:
       UserError: shapes that do not fit, images or class ids out of range, a map that is not finite (named by its
@@ -152,6 +156,7 @@ def explained(
         boxes=boxes,
         photo_sizes=None if photo_sizes is None else np.asarray(photo_sizes),
         photo_masks=photo_masks,
+        multilabel=bool((label.sum(axis=1) > 1).any()) if multilabel is None else multilabel,
     )
 
 

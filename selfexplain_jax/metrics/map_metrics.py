@@ -35,6 +35,7 @@ from selfexplain_jax.metrics import (
     parts,
     segmentation,
     sum_and_count,
+    swapped_masks,
 )
 from selfexplain_jax.metrics.explained import Explained, check_truth, min_max
 from selfexplain_jax.types import Predictor, SumCount, UserError
@@ -326,6 +327,7 @@ MAP_METRICS: dict[str, SaliencyMetric] = {
     "pointing_game_photo": SaliencyMetric(photo_pointing_sums, ("photo_sizes",)),
     "box_accuracy": SaliencyMetric(box_accuracy_sums, ("boxes",), _finish_box_accuracy),
     "parts": SaliencyMetric(part_sums, ("model",)),
+    "swap": SaliencyMetric(swapped_masks.swap_sums, ("model",), swapped_masks.finish_swap),
     "class_specific": SaliencyMetric(class_specific_sums, ("model",), _finish_class_specific),
     "deletion_insertion": SaliencyMetric(deletion_insertion_sums, ("model",)),
     "average_drop": SaliencyMetric(average_drop_sums, ("model",)),

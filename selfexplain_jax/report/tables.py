@@ -95,6 +95,9 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
         lines.append("| " + " | ".join(cells) + " |")
     if results.get("images"):
         lines.append(f"\n{results['images']} images, the same for every method.")
+    if left_out := results.get("left_out"):
+        named = ", ".join(map(str, left_out[:10])) + (" ..." if len(left_out) > 10 else "")
+        lines.append(f"Left out of all rows, since some method failed on them: {len(left_out)} images ({named}).")
     counted = {name: count for row in results["methods"].values() for name, count in row.get("counts", {}).items()}
     if len(set(counted.values())) > 1:
         lines.append(
@@ -107,6 +110,10 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
                 f"- `{label}` failed on {len(row['failures'])} images, first on image {first['image']} of the split: "
                 f"{first['message']}"
             )
+        for metric, message in row.get("metric_failures", {}).items():
+            lines.append(f"- `{metric}` of `{label}` has no number: {message}")
+        if row.get("flat_maps"):
+            lines.append(f"- `{label}` has {row['flat_maps']} maps of one value alone, which count like any other.")
     if results.get("classes_without_a_map"):
         beyond = results["classes_without_a_map"]
         lines.append(

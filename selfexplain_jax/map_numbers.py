@@ -1,0 +1,162 @@
+"""The numbers of a comparison: every metric of every method, over the images that all methods explain.
+
+A metric of a method is written down as soon as it is taken, and not taken again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+
+from selfexplain_jax import evaluate, maps, progress
+from selfexplain_jax.folders import write_whole
+from selfexplain_jax.metrics import add, view
+from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained
+from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure, needs_of
+from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
+from selfexplain_jax.types import Batch, Dataset, DatasetInfo, UserError
+
+EVERY_CLASS = ("class_specific", "class_map")
+"""Metrics that take the maps of absent classes too."""
+CONTROLS = ("constant", "centre", "edges", "ground_truth")
+"""What a method must beat, or cannot: they win no column."""
+
+
+def choose_metrics(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, dict]:
+    """Returns {metric: options} of `config.comparison.metrics`.
+
+    Raises:
+      UserError: no metric, an unknown one, one that needs what the data set does not have (`check_needs`), or more
+        maps than `config.comparison.classes_per_image`.
+    """
+    metrics = config.comparison.metrics.to_dict()
+    if not metrics:
+        raise UserError(f"config.comparison.metrics is empty; there are {', '.join(MAP_METRICS)}.")
+    for name in metrics:
+        if name not in MAP_METRICS:
+            raise UserError(f"config.comparison.metrics.{name} is unknown; there are {', '.join(MAP_METRICS)}.")
+        if name in EVERY_CLASS and config.comparison.classes_per_image < info.num_classes:
+            raise UserError(
+                f"config.comparison.metrics.{name} needs the maps of all classes: set "
+                f"config.comparison.classes_per_image = {info.num_classes}. With those of present classes alone the "
+                "labels would be given away."
+            )
+        check_needs(name, needs_of(name, metrics[name]), info, config)
+    return metrics
+
+
+def take_metrics(
+    column: maps.Column,
+    metrics: Mapping[str, dict],
+    dataset: Dataset,
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    left_out: list[int],
+) -> dict[str, dict]:
+    """Returns {metric: {"metrics", "counts", "not_finite", "flat_maps"}} of one method over images that all explain.
+
+    A metric that was taken of the same maps over the same images is read from WORKDIR/metrics/LABEL.json. One that
+    raises an error has no numbers, and its "failure" is the message.
+    """
+    path = folder / "metrics" / f"{column.label}.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    asked = {
+        name: json.loads(json.dumps({"options": options, "left_out": left_out, "maps": column.identity}))
+        for name, options in metrics.items()
+    }
+    found = {}
+    for name, options in metrics.items():
+        if known.get(name, {}).get("asked") != asked[name]:
+            measured = _measure_or_say_why(column, name, options, dataset, config, folder, left_out)
+            found[name] = {"asked": asked[name]} | measured
+            if "failure" not in measured:
+                known[name] = found[name]
+                write_whole(path, json.dumps(known, indent=1).encode())
+        else:
+            found[name] = known[name]
+    return found
+
+
+def _measure_or_say_why(column, name, options, dataset, config, folder, left_out) -> dict[str, Any]:
+    """One metric of one method; {"failure": message} and no number where it raised an error, to be tried again."""
+    try:
+        return _measure(column, {name: options}, dataset, config, folder, left_out)[name]
+    except Exception as error:  # noqa: BLE001 (whatever a metric raises is a failure to be reported)
+        known = isinstance(error, UserError)
+        logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return {"failure": text, "metrics": {}, "counts": {}, "not_finite": [], "flat_maps": 0}
+
+
+def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, dict]:
+    """Takes metrics of one method; {metric: {"metrics", "counts", "not_finite"}}."""
+    total, dropped, flat = {name: {} for name in metrics}, dict.fromkeys(metrics, 0), 0
+    needs = {name: needs_of(name, options) for name, options in metrics.items()}
+    source = dataset.source(config.data.eval_split)
+    for number, batch in enumerate(progress.counted(maps.evaluation(dataset, config), f"metrics {column.label}")):
+        with np.load(maps.map_path(folder, column, number)) as stored:
+            saliency, class_ids = stored["saliency"], stored["class_ids"]
+        truth = photo_truth(source, config, batch["index"], set().union(*needs.values()))
+        seen = see(column, view.fill_padding(batch), class_ids, saliency, dataset, left_out, truth)
+        flat += int((np.ptp(seen.saliency, axis=(2, 3)) == 0)[seen.counted].sum())
+        rng = jax.random.fold_in(jax.random.key(config.seed), number)
+        for name, options in metrics.items():
+            kept = seen
+            for annotated in {"mask", "boxes"} & set(needs[name]):
+                # A crop can cut an object off, or nobody drew a box of it: its map has no truth to be held against.
+                kept = dataclasses.replace(kept, counted=counted_with_truth(kept, annotated))
+            dropped[name] += int(seen.counted.sum() - kept.counted.sum())
+            total[name] = add(total[name], measure(name, column.predictor, kept, rng=rng, **options))
+    result = {}
+    for name, sums in total.items():
+        if dropped[name]:
+            logging.warning(
+                "%s of %r: %d maps have no annotated pixel or box of their class.", name, column.label, dropped[name]
+            )
+        numbers = finish(name, sums)
+        bad = [number for number, value in numbers.items() if not _is_finite(value)]
+        if bad:
+            logging.warning("%s of %r: %s not finite, left out.", name, column.label, ", ".join(bad))
+        numbers = {number: None if number in bad else value for number, value in numbers.items()}
+        counts = {number: int(np.sum(count)) for number, (_, count) in sums.items()}
+        found = {"metrics": evaluate.finite(numbers, name), "counts": counts, "not_finite": bad}
+        result[name] = found | {"flat_maps": 0 if column.identity["method"] in CONTROLS else flat}
+    return result
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_finite(part) for part in value.values())
+    return value is None or bool(np.isfinite(np.asarray(value, np.float64)).all())
+
+
+def see(
+    column: maps.Column,
+    batch: Batch,
+    class_ids: np.ndarray,
+    saliency: np.ndarray,
+    dataset: Dataset,
+    left_out: list[int],
+    truth: PhotoTruth,
+) -> Explained:
+    """Returns the checked batch that metrics take, without the images that some method could not explain."""
+    out = np.isin(batch["index"], left_out)
+    batch = batch | {"valid": batch["valid"] * ~out}
+    return explained(
+        column.predictor,
+        batch,
+        class_ids,
+        np.where(out[:, None, None, None], 0, saliency),
+        scaling=column.scaling,
+        has_masks=dataset.info.has_masks,
+        multilabel=dataset.info.multilabel,
+        **truth._asdict(),
+    )
