@@ -45,7 +45,8 @@ def get_config(variant="single"):
         # The search takes minutes an image, and is done again for every layer; masks by lot nearly so.
         for name in ("extremal_perturbation", "rise"):
             del config.comparison.methods[name]
-        config.comparison.metrics = {"segmentation": {}, "pointing_game": {}}
+        for name in ("parts", "deletion_insertion", "average_drop", "road"):
+            del config.comparison.metrics[name]
         # Maps of every image are taken some eighteen times: of few images, and of fewer passes where a method has many.
         config.comparison.methods.smooth_grad.options = {"samples": 16}
         config.comparison.methods.integrated_gradients.options.steps = 16
