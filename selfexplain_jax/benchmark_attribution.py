@@ -274,7 +274,8 @@ def measure(row: Row, peers: peers_lib.Peers, repetitions: int, operations: bool
     Returns:
       {"settings", "note", "maps", "peer": package and version, "seconds": {"ours": [...], "peer": [...]},
       "median_seconds" and "maps_per_second": {"ours", "peer"}, "ratio": how many times faster ours is, "missing": why
-      the peer's are missing, "operations_per_map", "operations_per_second"}; what there is not is None.
+      the peer's are missing, "operations_per_map", "operations_per_second", "contractions_per_map": operations of
+      products and convolutions alone, which takes no compilation}; what there is not is None.
     """
     own, other, missing = peers_lib.in_turn(
         lambda: row.function(*row.arguments), functools.partial(peers.seconds, row.task, row.settings), repetitions
@@ -295,6 +296,7 @@ def measure(row: Row, peers: peers_lib.Peers, repetitions: int, operations: bool
         "missing": missing,
         "operations_per_map": None if counted is None else counted / row.maps,
         "operations_per_second": None if counted is None else counted / medians["ours"],
+        "contractions_per_map": costs.contractions(row.function, *row.arguments) / row.maps,
     }
 
 

@@ -50,11 +50,13 @@ class Column:
 
 class Note(NamedTuple):
     """What is known of a batch's maps beside themselves: {position in the split: why it could not be explained}, the
-    seconds that the batch took, and whether the method raised an error in it."""
+    seconds that the batch took, whether the method raised an error in it, and whether it was the first of its process,
+    which compiles."""
 
     failures: dict[int, str]
     seconds: float
     raised: bool
+    first: bool
 
 
 def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Note]:
@@ -69,6 +71,7 @@ def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDic
     notes = [read_note(map_path(folder, column, number)) for number in range(len(batches))]
     if all(note and not note.raised for note in notes):
         return notes
+    first = True
     for number, batch in enumerate(progress.counted(batches, f"maps {column.label}")):
         if notes[number] is None or notes[number].raised:
             batch = view.fill_padding(batch)
@@ -78,11 +81,17 @@ def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDic
             saliency, messages, raised = explain_rows(column, batch, class_ids, rng)
             seconds = time.perf_counter() - start
             messages = {int(batch["index"][row]): text for row, text in messages.items() if batch["valid"][row] > 0}
-            stored = {"saliency": saliency, "class_ids": class_ids, "seconds": seconds, "raised": raised}
+            stored = {
+                "saliency": saliency,
+                "class_ids": class_ids,
+                "seconds": seconds,
+                "raised": raised,
+                "first": first,
+            }
             content = io.BytesIO()
             np.savez_compressed(content, failures=json.dumps(messages), **stored)
             write_whole(map_path(folder, column, number), content.getvalue())
-            notes[number] = Note(messages, seconds, raised)
+            notes[number], first = Note(messages, seconds, raised, first), False
     return notes
 
 
@@ -92,7 +101,8 @@ def read_note(path: pathlib.Path) -> Note | None:
         return None
     with np.load(path) as stored:
         failures = {int(index): text for index, text in json.loads(str(stored["failures"])).items()}
-        return Note(failures, float(stored["seconds"]), bool(stored["raised"]))
+        first = bool(stored["first"]) if "first" in stored else path.stem == f"{0:05d}"
+        return Note(failures, float(stored["seconds"]), bool(stored["raised"]), first)
 
 
 def explain_rows(
@@ -181,9 +191,9 @@ def all_failures(notes: Sequence[Note]) -> dict[int, str]:
 
 
 def seconds_per_image(notes: Sequence[Note], batch_size: int) -> float:
-    """Returns the median over batches, the first (which compiles) left out where there are others, per image."""
-    seconds = [note.seconds for note in notes]
-    return float(np.median(seconds[1:] or seconds)) / batch_size
+    """Returns the median over batches, those that compile or were tried image by image left out where others are."""
+    seconds = [note.seconds for note in notes if not (note.first or note.raised)]
+    return float(np.median(seconds or [note.seconds for note in notes])) / batch_size
 
 
 def evaluation(dataset: Dataset, config: ml_collections.ConfigDict) -> EvaluationBatches:

@@ -10,7 +10,7 @@ from scipy import ndimage, sparse
 from scipy.sparse import linalg
 
 from selfexplain_jax.metrics import faithfulness, imputation
-from selfexplain_jax.types import Predictor
+from selfexplain_jax.types import Predictor, UserError
 
 SIZE = 12
 
@@ -193,6 +193,20 @@ def test_road_draws_the_same_noise_for_the_same_key():
     ]
     np.testing.assert_array_equal(results[0], results[1])
     assert (np.asarray(results[0]) != np.asarray(results[2])).any()
+
+
+@pytest.mark.parametrize("name", ["deletion_insertion", "masked_probabilities", "road"])
+def test_bad_maps_and_class_ids_are_refused(name):
+    options = {"rng": None} if name == "road" else {}
+    metric = functools.partial(getattr(faithfulness, name), PREDICTOR, **options)
+    broken = np.array(SALIENCY)
+    broken[1, 0, 0, 0] = np.nan
+    with pytest.raises(UserError, match=r"\[\[1, 0\]\] hold NaN"):
+        metric(IMAGES, CLASS_IDS, broken)
+    with pytest.raises(UserError, match="maps have shape"):
+        metric(IMAGES, CLASS_IDS, SALIENCY[:, :, 1:])
+    with pytest.raises(UserError, match="Class ids must lie in"):
+        metric(IMAGES, CLASS_IDS + 7, SALIENCY)
 
 
 def scores_of_weights(weights, images):

@@ -130,6 +130,8 @@ def explained(
     real = valid > 0
     finite = np.isfinite(saliency).all(axis=(2, 3))
     _refuse(~finite & real[:, None], index, class_ids, predictor, "hold NaN or infinity: no number can be made of them")
+    # Whatever stands in padding: it is ranked and shown like any other, and never counted.
+    saliency = np.where(real[:, None, None, None], saliency, 0)
     masks = _masks(saliency, scaling, real, index, class_ids, predictor)
     if counted is None:
         counted = np.take_along_axis(label, class_ids, axis=1) > 0

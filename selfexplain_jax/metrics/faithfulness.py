@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfexplain_jax.attribution.chunks import in_chunks
-from selfexplain_jax.attribution.inputs import traceable
+from selfexplain_jax.attribution.inputs import check_inputs, traceable
 from selfexplain_jax.metrics import imputation
-from selfexplain_jax.types import Predictor
+from selfexplain_jax.types import Predictor, UserError
 
 CHUNK_SIZE = 32
 """Images that are made and shown to the classifier at once."""
@@ -27,6 +27,23 @@ ROAD_PERCENTAGES = (20, 40, 60, 80)
 """Shares of pixels that ROAD removes."""
 SMALLEST_PROBABILITY = 1e-12
 """Floor of the divisor in average drop and average gain."""
+
+
+def check_maps(predictor: Predictor, images: jax.Array, class_ids: jax.Array, maps: jax.Array) -> tuple:
+    """Returns images, class ids and maps as arrays of the device, or says what is wrong with them.
+
+    Raises:
+      UserError: images or class ids that `attribution.inputs.check_inputs` refuses, maps of another shape, or NaN.
+    """
+    images, class_ids = check_inputs(predictor, jnp.asarray(images), class_ids)
+    maps, expected = jnp.asarray(maps), (*class_ids.shape, *images.shape[1:3])
+    if maps.shape != expected:
+        raise UserError(f"The maps have shape {maps.shape}, expected {expected} (images, classes, height, width).")
+    if not isinstance(maps, jax.core.Tracer):
+        bad = np.argwhere(~np.isfinite(np.asarray(maps)).all(axis=(2, 3)))
+        if bad.size:
+            raise UserError(f"Maps (image, class place) {bad[:5].tolist()} hold NaN or infinity: no order.")
+    return images, class_ids, maps
 
 
 def pixel_ranks(saliency: jax.Array) -> jax.Array:
@@ -74,13 +91,14 @@ def deletion_insertion(
       saliency: [B, k, H, W].
       step_pixels: pixels per step; None: the image's width, so that T is its height, as published at 224 px.
       chunk_size: images shown at once.
+
+    Raises:
+      UserError: see `check_maps`.
     """
     curves = _deletion_insertion(
         traceable(predictor.scores),
         traceable(predictor.probabilities),
-        jnp.asarray(images),
-        jnp.asarray(class_ids),
-        jnp.asarray(saliency),
+        *check_maps(predictor, images, class_ids, saliency),
         step_pixels=step_pixels or images.shape[2],
         chunk_size=chunk_size,
     )
@@ -113,13 +131,14 @@ def masked_probabilities(
       class_ids: int32 [B, k].
       masks: [B, k, H, W] in [0, 1].
       chunk_size: images shown at once.
+
+    Raises:
+      UserError: see `check_maps`.
     """
     pairs = _masked_probabilities(
         traceable(predictor.scores),
         traceable(predictor.probabilities),
-        jnp.asarray(images),
-        jnp.asarray(class_ids),
-        jnp.asarray(masks),
+        *check_maps(predictor, images, class_ids, masks),
         chunk_size=chunk_size,
     )
     return pairs[..., 0], pairs[..., 1]
@@ -168,13 +187,14 @@ def road(
       percentages: T shares of pixels to remove.
       solver_steps: of the imputation's solver.
       chunk_size: images imputed and shown at once.
+
+    Raises:
+      UserError: see `check_maps`.
     """
     curves = _road(
         traceable(predictor.scores),
         traceable(predictor.probabilities),
-        jnp.asarray(images),
-        jnp.asarray(class_ids),
-        jnp.asarray(saliency),
+        *check_maps(predictor, images, class_ids, saliency),
         rng,
         percentages=tuple(percentages),
         solver_steps=solver_steps,
