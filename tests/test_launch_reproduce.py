@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from selfexplain_jax.report.reproduce_comparisons import read_comparisons
 from selfexplain_jax.report.stored import read_stored
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -16,8 +17,8 @@ FAKE_PYTHON = """#!/usr/bin/env bash
 printf '%s|' "$@" >>"$CALLS"
 printf '\\n' >>"$CALLS"
 case "$*" in
-  *"reproduce finished"*) if [[ -e "$4/results.json" ]]; then exit 0; fi; exit 3 ;;
-  *"reproduce compare"*) exit "${DIFFERS:-0}" ;;
+  *"reproduce finished"* | *"reproduce_comparisons finished"*) if [[ -e "$4/results.json" ]]; then exit 0; fi; exit 3 ;;
+  *"reproduce compare"* | *"reproduce_comparisons compare"*) exit "${DIFFERS:-0}" ;;
   *selfexplain_jax.main*)
     for argument in "$@"; do
       if [[ "$argument" == --workdir=* ]]; then mkdir -p "${argument#*=}"; touch "${argument#*=}/results.json"; fi
@@ -67,6 +68,34 @@ def test_its_rows_are_the_stored_ones():
     assert hours == pytest.approx(minutes / 60, abs=0.06)
 
 
+def test_its_comparisons_are_the_stored_ones():
+    text = (ROOT / "launch" / "reproduce.sh").read_text().split("\ncomparisons=(\n", 1)[1].split("\n)", 1)[0]
+    listed = [line.strip().strip('"').split() for line in text.splitlines()]
+    rows = read_stored()
+    for name, config, models, _, *overrides in listed:
+        stored = read_comparisons()[name]
+        assert (stored.config, list(stored.overrides)) == (config, overrides)
+        assert ",".join(f"{model}={row}" for model, row in stored.models.items()) == models
+        assert all(not rows[row].superseded for row in stored.models.values())
+    assert [name for name, *_ in listed] == list(read_comparisons())
+
+
+def test_a_comparison_trains_its_models_first_and_is_then_compared(reproduce, tmp_path):
+    done, calls = reproduce("methods_synthetic", "--runs=my runs")
+    assert done.returncode == 0, done.stderr
+    ran = [call for call in calls if "|selfexplain_jax.main|" in call]
+    folders = [re.search(r"--workdir=my runs/(\w+)", call).group(1) for call in ran]
+    assert folders == ["synthetic_seed0", "classifier_seed0", "random_labels_seed0", "methods_synthetic"]
+    assert "|--mode=evaluate|" in ran[-1] and f"--config={ROOT}/configs/compare_synthetic.py:sanity|" in ran[-1]
+    assert "--config.comparison.models.random_label_classifier=my runs/random_labels_seed0|" in ran[-1]
+    assert calls[-1] == "-m|selfexplain_jax.report.reproduce_comparisons|compare|my runs|methods_synthetic|"
+    assert not any("|compare|my runs|" in call and "reproduce|" in call for call in calls)
+    # What is finished is not run again, and a difference is the exit code.
+    done, calls = reproduce("methods_synthetic", "--runs=my runs", DIFFERS="1")
+    assert not [call for call in calls if "|selfexplain_jax.main|" in call] and done.returncode == 1
+    assert "Comparison methods_synthetic: finished before, in my runs/methods_synthetic." in done.stderr
+
+
 def test_rows_are_run_each_seed_and_then_compared(reproduce, tmp_path):
     done, calls = reproduce("synthetic", "texture", "--runs=my runs")
     assert done.returncode == 0, done.stderr
@@ -114,7 +143,10 @@ def test_mnist_is_left_out_and_said_to_be_where_it_is_not_prepared(reproduce, tm
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("nosuch", "there is no row nosuch. Choose among: main ablation photographs other synthetic texture"),
+        (
+            "nosuch",
+            "there is no row nosuch. Choose among: main ablation photographs other comparisons synthetic texture",
+        ),
         ("--seeds=a", "seeds are whole numbers with commas between"),
         ("--config.train.steps=3", "do not know --config.train.steps=3"),
         ("mnist", "row mnist needs mnist"),

@@ -7,6 +7,7 @@ import statistics
 import pytest
 
 from selfexplain_jax.config import load_config
+from selfexplain_jax.report.reproduce_comparisons import read_comparisons
 from selfexplain_jax.report.stored import allowance, read_stored
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -141,6 +142,30 @@ def test_table_of_the_readme():
         expected = [statistics.fmean(measured)] if len(minutes) == 1 else [min(measured), max(measured)]
         assert [round(value, 1) for value in expected] == minutes or list(map(round, expected)) == minutes, spec
     assert len(rows) == 7
+
+
+COMPARED = {
+    "continuous IoU": "continuous_iou",
+    "IoU at .5": "iou",
+    "F1 at .5": "f1",
+    "PxAP": "pixel_average_precision",
+    "energy pointing": "energy_pointing_game",
+    "pointing": "pointing_game",
+    "pointing, no tolerance": "pointing_game_strict",
+    "swap excess": "swap_owner_gap",
+}
+
+
+@pytest.mark.parametrize(("title", "name"), [("Methods side by side", "methods_synthetic")])
+def test_tables_of_methods(title, name):
+    stored = read_comparisons()[name]
+    rows = table(title)
+    assert {cells["method"].strip("`") for cells in rows} == set(stored.methods)
+    assert f"commit {stored.commit}" in PAGE or f"Commit {stored.commit}" in PAGE
+    for cells in rows:
+        numbers = stored.methods[cells["method"].strip("`")]
+        for column, metric in COMPARED.items():
+            assert agrees(cells[column], numbers[metric]), (cells["method"], column, numbers[metric])
 
 
 def test_ablation():
