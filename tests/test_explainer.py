@@ -317,8 +317,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(case, classifie
 
 
 def test_run_of_another_method_is_no_classifier(uninterrupted):
-    with pytest.raises(UserError, match="config.method = 'explainer'; an Explainer takes one with \"classifier\""):
+    with pytest.raises(UserError, match="config.method = 'explainer'; an Explainer takes one with classifier or self_"):
         loop.build(tiny("explainer", uninterrupted[1]))
+
+
+def test_a_self_explainer_can_be_explained(tmp_path):
+    own = tiny("object")
+    own.train.steps = 2
+    trained = loop.train(own, str(tmp_path / "own"))
+    config = tiny("explainer", tmp_path / "own")
+    config.train.steps = 2
+    result = loop.train(config, str(tmp_path / "run"))
+    empty = jnp.zeros((1, SIZE, SIZE, 3))
+    of_its_own = make_predictor(own, trained.dataset.info, trained.model, trained.state)
+    np.testing.assert_allclose(result.classifier.scores(empty), of_its_own.scores(empty), rtol=1e-5)
+    assert result.classifier.masks is None
 
 
 def test_damaged_weights_of_the_classifier_are_refused(classifier_run, tmp_path):

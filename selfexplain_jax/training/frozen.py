@@ -22,6 +22,9 @@ from selfexplain_jax.training.optimizer import build_optimizer
 from selfexplain_jax.training.state import abstract_state, evaluated_variables, network_predictor
 from selfexplain_jax.types import DatasetInfo, Predictor, UserError
 
+CLASSIFYING = ("classifier", "self_explainer")
+"""Values of config.method whose networks have scores of their own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FrozenClassifier:
@@ -82,12 +85,14 @@ def from_config(config: ml_collections.ConfigDict, workdir: str = "") -> FrozenC
 def from_workdir(config: ml_collections.ConfigDict) -> FrozenClassifier:
     """The classifier of the run in `config.explainer.classifier`. Its configuration is read here, its weights later.
 
+    A Self-Explainer is one too: its scores are explained, and its own masks are not looked at.
+
     Args:
       config: the Explainer's.
 
     Raises:
       UserError: none is named, the folder holds no checkpoint (the message says which command makes it), the run was
-        no plain classifier, or its images or scores are not those of this config.
+        an Explainer, or its images or scores are not those of this config.
     """
     workdir, made_by = config.explainer.classifier, config.explainer.classifier_config or "CONFIG"
     if not workdir:
@@ -103,10 +108,10 @@ def from_workdir(config: ml_collections.ConfigDict) -> FrozenClassifier:
             f"it: python -m selfexplain_jax.main --config={made_by} --workdir={workdir}"
         ) from error
     where = f"The run in config.explainer.classifier = {workdir!r}"
-    if saved.method != "classifier":
+    if saved.method not in CLASSIFYING:
         raise UserError(
-            f'{where} has config.method = {saved.method!r}; an Explainer takes one with "classifier". In Python, '
-            "frozen.from_predictor takes any."
+            f"{where} has config.method = {saved.method!r}; an Explainer takes one with {' or '.join(CLASSIFYING)}. In "
+            "Python, frozen.from_predictor takes any."
         )
     pairs = [("data.image_size", saved.data.image_size, config.data.image_size)]
     pairs += [(f"data.{name}", tuple(saved.data[name]), tuple(config.data[name])) for name in ("mean", "std")]
