@@ -1,6 +1,6 @@
 """The numbers of a comparison: every metric of every method, over the images that all methods explain.
 
-A metric of a method is written down as soon as it is taken, and not taken again.
+A metric of a method is written down when it is taken, and not taken again.
 """
 
 from __future__ import annotations
@@ -72,35 +72,23 @@ def take_metrics(
         name: json.loads(json.dumps({"options": options, "left_out": left_out, "maps": column.identity}))
         for name, options in metrics.items()
     }
-    found = {}
-    for name, options in metrics.items():
-        if known.get(name, {}).get("asked") != asked[name]:
-            measured = _measure_or_say_why(column, name, options, dataset, config, folder, left_out)
-            found[name] = {"asked": asked[name]} | measured
-            if "failure" not in measured:
-                known[name] = found[name]
-                write_whole(path, json.dumps(known, indent=1).encode())
-        else:
-            found[name] = known[name]
-    return found
-
-
-def _measure_or_say_why(column, name, options, dataset, config, folder, left_out) -> dict[str, Any]:
-    """One metric of one method; {"failure": message} and no number where it raised an error, to be tried again."""
-    try:
-        return _measure(column, {name: options}, dataset, config, folder, left_out)[name]
-    except Exception as error:  # noqa: BLE001 (whatever a metric raises is a failure to be reported)
-        known = isinstance(error, UserError)
-        logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
-        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return {"failure": text, "metrics": {}, "counts": {}, "not_finite": [], "flat_maps": 0}
+    missing = [name for name in metrics if known.get(name, {}).get("asked") != asked[name]]
+    # What asks the model takes minutes and more, and is written down one by one; the rest is read together.
+    long = [name for name in missing if "model" in needs_of(name, metrics[name])]
+    failed = {}
+    for names in filter(None, [[name for name in missing if name not in long], *([name] for name in long)]):
+        measured = _measure(column, {name: metrics[name] for name in names}, dataset, config, folder, left_out)
+        failed |= {name: found for name, found in measured.items() if "failure" in found}
+        known |= {name: {"asked": asked[name]} | measured[name] for name in names if name not in failed}
+        write_whole(path, json.dumps(known, indent=1).encode())
+    return {name: failed.get(name) or known[name] for name in metrics}
 
 
 def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, dict]:
-    """Takes metrics of one method; {metric: {"metrics", "counts", "not_finite"}}."""
+    """Takes metrics of one method in one pass over its maps; each as `take_metrics` returns it."""
     total, dropped, flat = {name: {} for name in metrics}, dict.fromkeys(metrics, 0), 0
     needs = {name: needs_of(name, options) for name, options in metrics.items()}
-    source = dataset.source(config.data.eval_split)
+    source, failures = dataset.source(config.data.eval_split), {}
     for number, batch in enumerate(progress.counted(maps.evaluation(dataset, config), f"metrics {column.label}")):
         with np.load(maps.map_path(folder, column, number)) as stored:
             saliency, class_ids = stored["saliency"], stored["class_ids"]
@@ -108,28 +96,39 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
         seen = see(column, view.fill_padding(batch), class_ids, saliency, dataset, left_out, truth)
         flat += int((np.ptp(seen.saliency, axis=(2, 3)) == 0)[seen.counted].sum())
         rng = jax.random.fold_in(jax.random.key(config.seed), number)
-        for name, options in metrics.items():
+        for name in [name for name in metrics if name not in failures]:
             kept = seen
             for annotated in {"mask", "boxes"} & set(needs[name]):
                 # A crop can cut an object off, or nobody drew a box of it: its map has no truth to be held against.
                 kept = dataclasses.replace(kept, counted=counted_with_truth(kept, annotated))
             dropped[name] += int(seen.counted.sum() - kept.counted.sum())
-            total[name] = add(total[name], measure(name, column.predictor, kept, rng=rng, **options))
-    result = {}
-    for name, sums in total.items():
-        if dropped[name]:
-            logging.warning(
-                "%s of %r: %d maps have no annotated pixel or box of their class.", name, column.label, dropped[name]
-            )
-        numbers = finish(name, sums)
-        bad = [number for number, value in numbers.items() if not _is_finite(value)]
-        if bad:
-            logging.warning("%s of %r: %s not finite, left out.", name, column.label, ", ".join(bad))
-        numbers = {number: None if number in bad else value for number, value in numbers.items()}
-        counts = {number: int(np.sum(count)) for number, (_, count) in sums.items()}
-        found = {"metrics": evaluate.finite(numbers, name), "counts": counts, "not_finite": bad}
-        result[name] = found | {"flat_maps": 0 if column.identity["method"] in CONTROLS else flat}
-    return result
+            try:
+                total[name] = add(total[name], measure(name, column.predictor, kept, rng=rng, **metrics[name]))
+            except Exception as error:  # noqa: BLE001 (whatever a metric raises is a failure to be reported)
+                known = isinstance(error, UserError)
+                logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
+                failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    flat = 0 if column.identity["method"] in CONTROLS else flat
+    nothing = {"metrics": {}, "counts": {}, "not_finite": [], "flat_maps": flat}
+    return {
+        name: nothing | {"failure": failures[name]}
+        if name in failures
+        else _numbers(name, column, sums, dropped[name]) | {"flat_maps": flat}
+        for name, sums in total.items()
+    }
+
+
+def _numbers(name, column, sums, dropped) -> dict[str, Any]:
+    """{"metrics", "counts", "not_finite"} of a metric's sums over all batches."""
+    if dropped:
+        logging.warning("%s of %r: %d maps have no annotated pixel or box of their class.", name, column.label, dropped)
+    numbers = finish(name, sums)
+    bad = [number for number, value in numbers.items() if not _is_finite(value)]
+    if bad:
+        logging.warning("%s of %r: %s not finite, left out.", name, column.label, ", ".join(bad))
+    numbers = {number: None if number in bad else value for number, value in numbers.items()}
+    counts = {number: int(np.sum(count)) for number, (_, count) in sums.items()}
+    return {"metrics": evaluate.finite(numbers, name), "counts": counts, "not_finite": bad}
 
 
 def _is_finite(value: Any) -> bool:
