@@ -59,6 +59,7 @@ rows=(
 # name, config, its models as MODEL=ROW, data set or -, then FIELD=VALUE of the config: those of docs/comparisons.json.
 comparisons=(
   "methods_synthetic configs/compare_synthetic.py:sanity self_explainer=synthetic,classifier=classifier,random_label_classifier=random_labels -"
+  "methods_animals configs/compare_voc2012_animals.py:localisation self_explainer=animals,classifier=animals_classifier voc2012 evaluation.max_examples=100"
 )
 
 # Ends the script with one line; 1 would say that a row differs.

@@ -81,7 +81,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
             row["counts"] = {number: count for found in taken.values() for number, count in found["counts"].items()}
             row["not_finite"] = [number for found in taken.values() for number in found["not_finite"]]
             row["metric_failures"] = {name: found["failure"] for name, found in taken.items() if "failure" in found}
-            row["flat_maps"] = max(found.get("flat_maps", 0) for found in taken.values())
+            row["flat_maps"] = max((found.get("flat_maps") or 0 for found in taken.values()), default=0)
             row["seconds_per_image"] = maps.seconds_per_image(notes[column.label], config.evaluation.batch_size)
             asking |= {
                 n for name, found in taken.items() if "model" in MAP_METRICS[name].needs for n in found["metrics"]
@@ -163,6 +163,9 @@ def make_columns(
         scaling = options.get("scaling", "as_is" if name in OWN_MASKS else "min_max")
         predictor, origin = models[model]
         identity = {"method": name, "model": origin, "options": dict(options.get("options", {})), "scaling": scaling}
+        if name == "centre":
+            # Since the box's middle pixel stands out; older maps of it are other ones.
+            identity["version"] = 2
         present_only = name in maps.PER_MAP and settings.classes_per_image > 1
         if present_only and set(EVERY_CLASS) & set(settings.metrics):
             present_only, identity["absent_classes"] = False, True

@@ -137,7 +137,7 @@ def base_config() -> ml_collections.ConfigDict:
     passes.evaluate_ema = False
 
     config.explainer = explainer = ml_collections.ConfigDict()
-    # The frozen classifier: the --workdir of a run with config.method = "classifier".
+    # The frozen classifier: the --workdir of a classifier's or a Self-Explainer's run.
     explainer.classifier = ""
     # The experiment that makes it, which the message names where it is missing.
     explainer.classifier_config = ""

@@ -33,6 +33,7 @@ from selfexplain_jax.metrics import (
     parts,
     refinement,
     segmentation,
+    swapped_masks,
     view,
 )
 from selfexplain_jax.models import masking
@@ -248,13 +249,13 @@ def _swaps(
     predictor: Predictor, seen: view.View, config: ml_collections.ConfigDict, info: DatasetInfo, step: int
 ) -> dict[str, SumCount]:
     batch, infill = seen.batch, config.evaluation.infill
-    partner, exists = (np.asarray(array) for array in audit.swap_partners(batch["label"], batch["valid"]))
+    partner, exists = (np.asarray(array) for array in swapped_masks.swap_partners(batch["label"], batch["valid"]))
     masks = {"": seen.target} | ({"_ground_truth": seen.truth} if info.has_masks else {})
     sums = {}
     for suffix, mask in masks.items():
         pasted = parts.shown(batch["image"][partner], mask, mask[partner], infill, config.seed, step)
         prediction = view.predict(predictor, np.asarray(pasted), batch, info, f"images under swapped masks{suffix}")
-        sums |= audit.swap_sums(prediction.decided, batch["label"], partner, exists, batch["valid"], suffix)
+        sums |= swapped_masks.swap_sums(prediction.decided, batch["label"], partner, exists, batch["valid"], suffix)
     return sums
 
 

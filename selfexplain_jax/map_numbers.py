@@ -20,7 +20,7 @@ from selfexplain_jax import evaluate, maps, progress
 from selfexplain_jax.folders import write_whole
 from selfexplain_jax.metrics import add, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained
-from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure, needs_of
+from selfexplain_jax.metrics.map_metrics import MAP_METRICS, check_options, finish, measure, needs_of
 from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, UserError
 
@@ -49,6 +49,7 @@ def choose_metrics(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict
                 f"config.comparison.classes_per_image = {info.num_classes}. With those of present classes alone the "
                 "labels would be given away."
             )
+        check_options(name, metrics[name])
         check_needs(name, needs_of(name, metrics[name]), info, config)
     return metrics
 
@@ -96,6 +97,8 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
         seen = see(column, view.fill_padding(batch), class_ids, saliency, dataset, left_out, truth)
         flat += int((np.ptp(seen.saliency, axis=(2, 3)) == 0)[seen.counted].sum())
         rng = jax.random.fold_in(jax.random.key(config.seed), number)
+        if len(failures) == len(metrics):
+            break
         for name in [name for name in metrics if name not in failures]:
             kept = seen
             for annotated in {"mask", "boxes"} & set(needs[name]):

@@ -121,7 +121,8 @@ def explain_rows(
 
     def run(rows: slice) -> np.ndarray:
         if column.present_only:
-            return explain_present(column, images[rows], class_ids[rows], shown[rows], rng)
+            found = explain_present(column, images[rows], class_ids[rows], shown[rows], rng)
+            return checked(found, column, class_ids[rows])
         found = column.method(column.predictor, images[rows], class_ids[rows], rng=rng)
         return checked(np.asarray(found, np.float32), column, class_ids[rows])
 
@@ -155,7 +156,8 @@ def checked(saliency: np.ndarray, column: Column, class_ids: np.ndarray) -> np.n
         raise UserError(f"the maps have shape {saliency.shape}, expected {expected}: resize them to the images")
     if column.scaling == "as_is" and (np.nanmin(saliency) < -1e-4 or np.nanmax(saliency) > 1 + 1e-4):
         raise UserError(
-            f"masks must lie in [0, 1], these reach from {np.nanmin(saliency):.4g} to {np.nanmax(saliency):.4g}"
+            f"masks must lie in [0, 1], these reach from {np.nanmin(saliency):.4g} to {np.nanmax(saliency):.4g}: with "
+            'scaling="min_max" each map is scaled'
         )
     return saliency
 

@@ -208,6 +208,21 @@ def test_flat_maps_and_images_left_out_are_said(tmp_path, monkeypatch):
     assert f"some method failed on them: 1 images ({results['left_out'][0]})" in text
 
 
+def test_times_leave_out_what_compiles_and_what_was_tried_again():
+    seen = [(90.0, False, True), (2.0, False, False), (4.0, False, False), (70.0, False, True), (50.0, True, False)]
+    notes = [maps.Note({}, *values) for values in seen]
+    assert maps.seconds_per_image(notes, 2) == 1.5
+    assert maps.seconds_per_image(notes[:1], 2) == 45.0
+
+
+def test_an_option_that_a_metric_lacks_is_refused_before_anything_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(maps, "make_maps", None)
+    config = settings(constant={})
+    config.comparison.metrics = {"average_drop": {"chunks": 3}}
+    with pytest.raises(UserError, match="Metric 'average_drop' has no option 'chunks'; it has: chunk_size"):
+        compare.compare(config, tmp_path)
+
+
 @pytest.mark.parametrize("name", map_numbers.EVERY_CLASS)
 def test_metrics_of_all_classes_ask_for_all_maps(tmp_path, name):
     config = settings(constant={})

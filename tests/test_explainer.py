@@ -328,9 +328,9 @@ def test_a_self_explainer_can_be_explained(tmp_path):
     config = tiny("explainer", tmp_path / "own")
     config.train.steps = 2
     result = loop.train(config, str(tmp_path / "run"))
-    empty = jnp.zeros((1, SIZE, SIZE, 3))
+    shown = jax.random.normal(jax.random.key(3), (2, SIZE, SIZE, 3)).clip(-1)
     of_its_own = make_predictor(own, trained.dataset.info, trained.model, trained.state)
-    np.testing.assert_allclose(result.classifier.scores(empty), of_its_own.scores(empty), rtol=1e-5)
+    np.testing.assert_allclose(result.classifier.scores(shown), of_its_own.scores(shown), rtol=1e-5)
     assert result.classifier.masks is None
 
 

@@ -56,7 +56,8 @@ def reproduce(tmp_path):
 
 def test_its_rows_are_the_stored_ones():
     text = (ROOT / "launch" / "reproduce.sh").read_text()
-    listed = re.findall(r'^  "(\S+) (\S+) (\S+) (\S+) \S+"$', text, re.MULTILINE)
+    rows = text.split("\nrows=(\n", 1)[1].split("\n)", 1)[0]
+    listed = re.findall(r'^  "(\S+) (\S+) (\S+) (\S+) \S+"$', rows, re.MULTILINE)
     stored = [
         (row.table, row.name, row.config, ",".join(str(run.seed) for run in row.runs))
         for row in read_stored().values()

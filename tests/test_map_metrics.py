@@ -121,10 +121,21 @@ def test_swapped_masks_by_hand():
     # Every mask makes the other image its own class; the annotated masks cover all, so ties name the first class.
     assert (numbers["swap_owner_rate"], numbers["swap_pixel_rate"]) == (1.0, 0.0)
     assert numbers["swap_owner_rate_ground_truth"] == 0.5 and numbers["swap_owner_gap"] == 0.5
-    full = explained(predictor, batch, np.array([[0], [1]]), np.ones((2, 1, size, size)), scaling="as_is")
-    assert finish("swap", add({}, measure("swap", predictor, full)))["swap_owner_gap"] == 0.0
+    # Of the first image's two classes one has a map: the other is not asked about, and only who lacks the first suits.
+    several = batch | {"label": np.array([[1, 1], [0, 1]], np.float32)}
+    alone = explained(predictor, several, np.array([[0], [1]]), halves[:, None], scaling="as_is", multilabel=True)
+    rate, count = measure("swap", predictor, alone)["swap_owner_rate"]
+    assert count == 1 and rate in (0, 1) and alone.multilabel and not found.multilabel
     without = dataclasses.replace(found, mask=None)
     assert set(finish("swap", add({}, measure("swap", predictor, without)))) == {"swap_owner_rate", "swap_pixel_rate"}
+
+
+def test_unknown_scale_of_images_is_asked_for():
+    photos = BATCH | {"image": np.full((3, SIZE, SIZE, 3), 200, np.uint8)}
+    with pytest.raises(UserError, match="The images are uint8, and a predictor takes them normalised"):
+        explained(PREDICTOR, photos, CLASS_IDS, SALIENCY, scaling="min_max")
+    takes_photos = dataclasses.replace(PREDICTOR, image_range=(0, 255))
+    assert explained(takes_photos, photos, CLASS_IDS, SALIENCY, scaling="min_max").images.dtype == np.float32
 
 
 def test_pointing_in_photos_aims_at_the_photos_own_masks():

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from selfexplain_jax.config import base_config
-from selfexplain_jax.metrics import audit, mean
+from selfexplain_jax.metrics import audit, mean, swapped_masks
 from selfexplain_jax.types import DatasetInfo, UserError
 
 
 def test_partner_is_the_next_example_of_another_class():
     label = jnp.eye(3)[jnp.asarray([0, 0, 1, 2, 2])]
-    partner, exists = audit.swap_partners(label, jnp.ones(5))
+    partner, exists = swapped_masks.swap_partners(label, jnp.ones(5))
     np.testing.assert_array_equal(partner, [2, 2, 3, 0, 0])
     assert exists.all()
 
@@ -21,24 +21,24 @@ def test_partner_is_the_next_example_of_another_class():
 def test_partner_is_never_padding():
     label = jnp.eye(3)[jnp.asarray([0, 1, 1, 2, 2])]
     valid = jnp.asarray([1.0, 1, 1, 0, 0])
-    partner, exists = audit.swap_partners(label, valid)
+    partner, exists = swapped_masks.swap_partners(label, valid)
     np.testing.assert_array_equal(partner[:3], [1, 0, 0])
     np.testing.assert_array_equal(exists, [True, True, True, False, False])
-    short, _ = audit.swap_partners(label[:3], valid[:3])
+    short, _ = swapped_masks.swap_partners(label[:3], valid[:3])
     np.testing.assert_array_equal(partner[:3], short)
 
 
 def test_without_another_class_there_is_no_pair():
     label = jnp.eye(2)[jnp.zeros(3, jnp.int32)]
-    partner, exists = audit.swap_partners(label, jnp.ones(3))
+    partner, exists = swapped_masks.swap_partners(label, jnp.ones(3))
     assert not exists.any()
-    sums = audit.swap_sums(label, label, partner, exists, jnp.ones(3))
+    sums = swapped_masks.swap_sums(label, label, partner, exists, jnp.ones(3))
     assert mean(sums["swap_owner_rate"]) is None
 
 
 def test_multilabel_owner_needs_a_class_that_the_partner_lacks():
     label = jnp.asarray([[1.0, 0, 0], [1, 1, 0], [0, 1, 1]])
-    partner, exists = audit.swap_partners(label, jnp.ones(3))
+    partner, exists = swapped_masks.swap_partners(label, jnp.ones(3))
     np.testing.assert_array_equal(partner, [2, 2, 0])
     assert exists.all()
 
@@ -49,15 +49,16 @@ def test_rates_by_hand():
     # Mask 0 on image 1: the owner's own class 0 is named, the pixels' own class 2 is not; the shared 1 is ignored.
     decided = jnp.asarray([[1.0, 1, 0, 0], [1.0, 0, 1, 0]])
     both = jnp.asarray([True, True])
-    sums = audit.swap_sums(decided, label, partner, both, jnp.ones(2), "_ground_truth")
+    sums = swapped_masks.swap_sums(decided, label, partner, both, jnp.ones(2), "_ground_truth")
     assert mean(sums["swap_owner_rate_ground_truth"]) == 1.0
     assert mean(sums["swap_pixel_rate_ground_truth"]) == 0.5
-    sums = audit.swap_sums(decided, label, partner, both, jnp.asarray([1.0, 0]))
+    sums = swapped_masks.swap_sums(decided, label, partner, both, jnp.asarray([1.0, 0]))
     assert (mean(sums["swap_owner_rate"]), mean(sums["swap_pixel_rate"])) == (1, 0)
     # The leader has two classes of its own, one is named.
-    rate, defined = audit.followed(jnp.asarray([[1.0, 0, 0]]), jnp.asarray([[1.0, 1, 0]]), jnp.asarray([[0.0, 0, 1]]))
+    named, both, third = (jnp.asarray([row]) for row in ([1.0, 0, 0], [1.0, 1, 0], [0.0, 0, 1]))
+    rate, defined = swapped_masks.followed(named, both, third)
     assert rate[0] == 0.5 and defined[0]
-    assert not audit.followed(jnp.ones((1, 3)), jnp.asarray([[1.0, 0, 0]]), jnp.asarray([[1.0, 1, 0]]))[1][0]
+    assert not swapped_masks.followed(jnp.ones((1, 3)), named, both)[1][0]
 
 
 def test_shrink_keeps_small_masks_and_averages_large_ones():

@@ -64,6 +64,11 @@ def test_finished_is_a_comparison_of_that_config(stored, tmp_path, capsys):
     assert finished() == 3
     write(tmp_path / "runs" / "tiny")
     assert finished() == 0
+    # What failed is tried again by the same command.
+    found = json.loads((tmp_path / "runs" / "tiny" / "comparison.json").read_text())
+    found["methods"]["centre"]["metric_failures"] = {"road": "RuntimeError: memory"}
+    (tmp_path / "runs" / "tiny" / "comparison.json").write_text(json.dumps(found))
+    assert finished() == 3
     write(tmp_path / "runs" / "tiny", overrides=("evaluation.max_examples=30",))
     assert finished() == 2
     assert "evaluation.max_examples: 30 there, 20 now" in capsys.readouterr().err

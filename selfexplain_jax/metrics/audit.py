@@ -24,7 +24,7 @@ import optax
 
 from selfexplain_jax import progress
 from selfexplain_jax.data.pipeline import train_iterator
-from selfexplain_jax.metrics import classification, parts, segmentation, sum_and_count
+from selfexplain_jax.metrics import classification, parts, segmentation
 from selfexplain_jax.models import masking, pooling
 from selfexplain_jax.models.unet import Norm, ResidualConv, local_contrast, space_to_depth
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, SumCount, UserError
@@ -43,68 +43,6 @@ WHOLE_SHARE = 0.5
 """Share of unmasked images in the evaluator's later half; it falls to this from 1 (the full image is one of EVAL-X's
 masks, and the easiest to learn from)."""
 LEARNING_RATE = 4e-3
-
-
-@jax.jit
-def swap_partners(label: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns for each mask owner i the image j that gets its mask, (int32 [B], bool [B]: there is one).
-
-    j is the next valid example of the batch, cyclically, that lacks at least one of i's classes (single-label: one of
-    another class). Padding at the batch's end changes nothing.
-
-    Args:
-      label: [B, C], multi-hot.
-      valid: [B], 0 for padding.
-    """
-    batch = label.shape[0]
-    only_owner = jnp.einsum("ic,jc->ij", label, 1 - label) > 0
-    suits = only_owner & (valid[:, None] > 0) & (valid[None, :] > 0)
-    places_on = (jnp.arange(batch)[None, :] - jnp.arange(batch)[:, None]) % batch
-    distance = jnp.where(suits, places_on, batch)
-    return distance.argmin(axis=1).astype(jnp.int32), suits.any(axis=1)
-
-
-def followed(decided: jax.Array, leader: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns how far a prediction follows `leader` and not `other`: (rate [B], bool [B]: the question has a meaning).
-
-    The rate is the share, among the classes that the leader has and the other lacks, of those the prediction names;
-    single-label: 1 where the prediction is the leader's class.
-
-    Args:
-      decided: [B, C] of 0 and 1, from `classification.decisions`.
-      leader: [B, C], multi-hot.
-      other: [B, C], multi-hot.
-    """
-    only_leader = leader * (1 - other)
-    count = only_leader.sum(axis=1)
-    return (decided * only_leader).sum(axis=1) / jnp.maximum(count, 1), count > 0
-
-
-@functools.partial(jax.jit, static_argnames="suffix")
-def swap_sums(
-    decided: jax.Array,
-    label: jax.Array,
-    partner: jax.Array,
-    exists: jax.Array,
-    valid: jax.Array,
-    suffix: str = "",
-) -> dict[str, SumCount]:
-    """Returns "swap_owner_rate" and "swap_pixel_rate": how far predictions follow the mask's owner, and the pixels.
-
-    Args:
-      decided: [B, C] of 0 and 1, the classes named for image partner[i] seen through mask i.
-      label: [B, C], multi-hot, of the masks' owners.
-      partner: int32 [B], from `swap_partners`.
-      exists: bool [B], from `swap_partners`; owners without a partner are not counted.
-      valid: [B], 0 for padding.
-      suffix: added to the names.
-    """
-    owner_rate, owner_defined = followed(decided, label, label[partner])
-    pixel_rate, pixel_defined = followed(decided, label[partner], label)
-    return {
-        f"swap_owner_rate{suffix}": sum_and_count(owner_rate, owner_defined & exists, valid),
-        f"swap_pixel_rate{suffix}": sum_and_count(pixel_rate, pixel_defined & exists, valid),
-    }
 
 
 def cells(inputs: jax.Array, cell: int) -> jax.Array:

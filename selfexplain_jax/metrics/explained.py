@@ -108,13 +108,14 @@ def explained(
         image), a map outside [0, 1] under "as_is", an unknown scaling, or a label with other classes than the
         predictor.
     """
-    images, label = np.asarray(batch["image"], np.float32), np.asarray(batch["label"], np.float32)
+    images, label = np.asarray(batch["image"]), np.asarray(batch["label"], np.float32)
     class_ids, saliency = np.asarray(class_ids), np.asarray(saliency)
     valid, index = np.asarray(batch["valid"], np.float32), np.asarray(batch["index"])
     size = predictor.image_size
     if images.ndim != 4 or images.shape[1:3] != (size, size):
         raise UserError(f"The metrics need images [B, {size}, {size}, 3], the predictor's size; got {images.shape}.")
     check_range(predictor, images)
+    images = images.astype(np.float32)
     if label.shape != (len(images), predictor.num_classes):
         raise UserError(
             f"The label has shape {label.shape}, expected {(len(images), predictor.num_classes)}: one row per image, "

@@ -33,16 +33,18 @@ def check_maps(predictor: Predictor, images: jax.Array, class_ids: jax.Array, ma
     """Returns images, class ids and maps as arrays of the device, or says what is wrong with them.
 
     Raises:
-      UserError: images or class ids that `attribution.inputs.check_inputs` refuses, maps of another shape, or NaN.
+      UserError: images or class ids that `attribution.inputs.check_inputs` refuses, maps of another shape, NaN or
+        infinity.
     """
     images, class_ids = check_inputs(predictor, jnp.asarray(images), class_ids)
     maps, expected = jnp.asarray(maps), (*class_ids.shape, *images.shape[1:3])
     if maps.shape != expected:
         raise UserError(f"The maps have shape {maps.shape}, expected {expected} (images, classes, height, width).")
     if not isinstance(maps, jax.core.Tracer):
-        bad = np.argwhere(~np.isfinite(np.asarray(maps)).all(axis=(2, 3)))
+        # Where the maps are: one answer a map leaves the device.
+        bad = np.argwhere(~np.asarray(jnp.isfinite(maps).all(axis=(2, 3))))
         if bad.size:
-            raise UserError(f"Maps (image, class place) {bad[:5].tolist()} hold NaN or infinity: no order.")
+            raise UserError(f"Maps (image, class place) {bad[:5].tolist()} hold NaN or infinity.")
     return images, class_ids, maps
 
 

@@ -77,15 +77,19 @@ def measure(name: str, predictor: Predictor, seen: Explained, *, rng: jax.Array 
       UserError: an unknown name or option, or a counted map without the ground truth that the metric needs.
     """
     metric = _metric(name)
-    known = [p.name for p in inspect.signature(metric.measure).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known.remove("rng")
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise UserError(f"Metric {name!r} has no option {unknown[0]!r}; it has: {', '.join(known) or '-'}.")
+    check_options(name, options)
     for truth in ("mask", "boxes"):
         if truth in metric.needs:
             check_truth(seen, truth, name)
     return metric.measure(predictor, seen, rng=rng, **options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises a UserError where the metric of that name does not have one of the options."""
+    parameters = inspect.signature(_metric(name).measure).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rng"]
+    if unknown := sorted(set(options) - set(known)):
+        raise UserError(f"Metric {name!r} has no option {unknown[0]!r}; it has: {', '.join(known) or '-'}.")
 
 
 def needs_of(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -314,10 +318,6 @@ def _finish_box_accuracy(sums: Mapping[str, SumCount]) -> dict[str, Any]:
     return boxes.max_box_accuracy(hits, count) if count > 0 else {"max_box_accuracy": None}
 
 
-def _finish_class_specific(sums: Mapping[str, SumCount]) -> dict[str, Any]:
-    return parts.class_specific_table(*sums["class_specific"])
-
-
 MAP_METRICS: dict[str, SaliencyMetric] = {
     "segmentation": SaliencyMetric(segmentation_sums, ("mask",)),
     "class_map": SaliencyMetric(class_map_sums, ("mask",), _finish_class_map),
@@ -327,8 +327,10 @@ MAP_METRICS: dict[str, SaliencyMetric] = {
     "pointing_game_photo": SaliencyMetric(photo_pointing_sums, ("photo_sizes",)),
     "box_accuracy": SaliencyMetric(box_accuracy_sums, ("boxes",), _finish_box_accuracy),
     "parts": SaliencyMetric(part_sums, ("model",)),
-    "swap": SaliencyMetric(swapped_masks.swap_sums, ("model",), swapped_masks.finish_swap),
-    "class_specific": SaliencyMetric(class_specific_sums, ("model",), _finish_class_specific),
+    "swap": SaliencyMetric(swapped_masks.map_swap_sums, ("model",), swapped_masks.finish_swap),
+    "class_specific": SaliencyMetric(
+        class_specific_sums, ("model",), lambda sums: parts.class_specific_table(*sums["class_specific"])
+    ),
     "deletion_insertion": SaliencyMetric(deletion_insertion_sums, ("model",)),
     "average_drop": SaliencyMetric(average_drop_sums, ("model",)),
     "road": SaliencyMetric(road_sums, ("model",)),

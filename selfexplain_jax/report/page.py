@@ -222,7 +222,13 @@ def table_view(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     failed = [
         (label, len(row["failures"]), row["failures"][0]) for label, row in table["methods"].items() if row["failures"]
     ]
-    return {"name": name, "columns": columns, "rows": lines, "failed": failed, "images": table.get("images")}
+    unmeasured = [
+        (label, metric, message)
+        for label, row in table["methods"].items()
+        for metric, message in row.get("metric_failures", {}).items()
+    ]
+    view = {"name": name, "columns": columns, "rows": lines, "failed": failed, "unmeasured": unmeasured}
+    return view | {"images": table.get("images"), "left_out": len(table.get("left_out", ()))}
 
 
 def headlines(shown: Mapping[str, dict]) -> list[tuple[str, str, str, str]]:

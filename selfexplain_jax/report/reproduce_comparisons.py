@@ -138,6 +138,11 @@ def read_again(folder: str | os.PathLike, stored: StoredComparison) -> dict[str,
     return found
 
 
+def failing(found: Mapping[str, Any]) -> list[str]:
+    """Returns the methods that failed on an image, or for which a metric failed: the same command tries them again."""
+    return [label for label, row in found["methods"].items() if row.get("failures") or row.get("metric_failures")]
+
+
 def compare(stored: StoredComparison, found: Mapping[str, Any]) -> list[Comparison]:
     """Returns what a comparison that was run again says of each stored number among `tables.HEADLINES`.
 
@@ -198,7 +203,8 @@ def store(
     """Puts a comparison into the stored ones, in the place of the one of that name.
 
     Raises:
-      UserError: there is none in the folder, it is of another config or not from a clean commit, or its models differ.
+      UserError: there is none in the folder, it is of another config or not from a clean commit, something failed in
+        it, or its models differ.
     """
     blank = StoredComparison(name, config, tuple(overrides), dict(models), "", 0, (), (), {})
     found = read_again(folder, blank)
@@ -206,6 +212,8 @@ def store(
         raise UserError(f"There is no comparison.json in {folder}: --mode=evaluate with {config} writes it.")
     if found.get("dirty") is not False or not found.get("commit"):
         raise UserError(f"{folder} is not from a clean commit, so nobody could repeat it. Commit, and run it again.")
+    if failing(found):
+        raise UserError(f"{folder}: {', '.join(failing(found))} failed; run the comparison again before it is stored.")
     if set(models) != set(found["config"]["comparison"]["models"]):
         raise UserError(f"--models must name a row for each of {', '.join(found['config']['comparison']['models'])}.")
     methods = {
@@ -244,7 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if flags.command == "finished":
             one = choose(read_comparisons(flags.stored), flags.name)
-            return 0 if read_again(flags.folder, one) is not None else NOT_FINISHED
+            found = read_again(flags.folder, one)
+            return 0 if found is not None and not failing(found) else NOT_FINISHED
         if flags.command == "compare":
             return compare_folder(flags.runs, flags.names, flags.stored)
         pairs = dict(pair.partition("=")[::2] for pair in flags.models.split(","))

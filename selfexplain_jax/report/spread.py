@@ -82,9 +82,12 @@ def comparisons_as_one(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, An
             "metrics": over_runs([_numbers(row.get("metrics", {})) for row in rows]),
             "seconds_per_image": seconds,
             "failures": [failure for row in rows for failure in row["failures"]],
+            "metric_failures": {name: text for row in rows for name, text in row.get("metric_failures", {}).items()},
+            "flat_maps": sum(row.get("flat_maps") or 0 for row in rows),
         }
     # Sanity checks have no spread yet; each comparison's own page shows them.
-    return dict(first) | {"methods": methods, "sanity_checks": {}}
+    left_out = sorted({position for comparison in comparisons for position in comparison.get("left_out", ())})
+    return dict(first) | {"methods": methods, "left_out": left_out, "sanity_checks": {}}
 
 
 def over_runs(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float]:

@@ -98,7 +98,7 @@ def from_workdir(config: ml_collections.ConfigDict) -> FrozenClassifier:
     if not workdir:
         raise UserError(
             "config.method = 'explainer' explains a frozen classifier: set config.explainer.classifier to the "
-            '--workdir of a run with config.method = "classifier".'
+            "--workdir of a classifier's or a Self-Explainer's run."
         )
     try:
         saved = saved_config(workdir)
