@@ -88,9 +88,7 @@ def benchmark_train(config: ml_collections.ConfigDict, *, steps: int = 10, repet
     frozen = load_frozen(experiment, mesh)
     batch = mesh_lib.to_global(next(iterator), mesh)
     operations = contractions(train_step, state, batch, *frozen)
-    lowered, started = train_step.lower(state, batch, *frozen), time.perf_counter()
-    compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - started
+    compiled, costs = compile_timed(train_step.lower(state, batch, *frozen), operations)
     for _ in range(2):
         state, logs = jax.block_until_ready(compiled(state, batch, *frozen))
         batch = mesh_lib.to_global(next(iterator), mesh)
@@ -101,7 +99,7 @@ def benchmark_train(config: ml_collections.ConfigDict, *, steps: int = 10, repet
 
     measured = timed(iterator, step, config.train.batch_size, steps, repetitions, "train")
     measured |= against_peak(operations, measured["step ms"], mesh, config.model.compute_dtype)
-    return measured | {"step GFLOP": [operations / 1e9], "compile s": [compile_seconds]} | _memory(compiled)
+    return measured | costs
 
 
 def benchmark_explain(config: ml_collections.ConfigDict, *, steps: int = 10, repetitions: int = 5) -> Measurement:
@@ -142,9 +140,7 @@ def benchmark_explain(config: ml_collections.ConfigDict, *, steps: int = 10, rep
     operations = contractions(predictor.masks, image, class_ids)
     # The weights are an argument, as they are in what `predictor.masks` compiles.
     lowered = jax.jit(lambda masks, *arrays: masks(*arrays)).lower(predictor.masks, image, class_ids)
-    started = time.perf_counter()
-    compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - started
+    compiled, costs = compile_timed(lowered, operations)
 
     def step(batch):
         jax.block_until_ready(compiled(predictor.masks, batch["image"], class_ids))
@@ -153,7 +149,21 @@ def benchmark_explain(config: ml_collections.ConfigDict, *, steps: int = 10, rep
         step(next(iterator))
     measured = timed(iterator, step, size, steps, repetitions, "explain")
     measured |= against_peak(operations, measured["step ms"], mesh, config.model.compute_dtype)
-    return measured | {"step GFLOP": [operations / 1e9], "compile s": [compile_seconds]} | _memory(compiled)
+    return measured | costs
+
+
+def compile_timed(lowered: jax.stages.Lowered, operations: float) -> tuple[jax.stages.Compiled, Measurement]:
+    """Returns the program, and once each "step GFLOP", "compile s" and, where the backend tells, "memory MB".
+
+    Args:
+      lowered: of a step.
+      operations: of that step, in products and convolutions.
+    """
+    started = time.perf_counter()
+    compiled = lowered.compile()
+    once = {"step GFLOP": [operations / 1e9], "compile s": [time.perf_counter() - started]}
+    memory = memory_of(compiled)
+    return compiled, once | ({"memory MB": [memory.get("peak", memory["total"]) / 1e6]} if memory else {})
 
 
 def timed(iterator, step: Callable, batch_size: int, steps: int, repetitions: int, name: str) -> Measurement:
@@ -234,11 +244,6 @@ def matrix_product_rates(repetitions: int, mesh: jax.sharding.Mesh, dtype: str, 
         seconds = time.perf_counter() - started
         rates.append(2 * chain * mesh.devices.size * side**3 / seconds / 1e9)
     return rates
-
-
-def _memory(compiled: jax.stages.Compiled) -> Measurement:
-    memory = memory_of(compiled)
-    return {"memory MB": [memory.get("peak", memory["total"]) / 1e6]} if memory else {}
 
 
 def _check_counts(steps: int, repetitions: int) -> None:

@@ -110,7 +110,7 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
             except Exception as error:  # noqa: BLE001 (whatever a metric raises is a failure to be reported)
                 known = isinstance(error, UserError)
                 logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
-                failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                failures[name] = maps.failure_text(error)
     flat = 0 if column.identity["method"] in CONTROLS else flat
     nothing = {"metrics": {}, "counts": {}, "not_finite": [], "flat_maps": flat}
     return {

@@ -138,10 +138,15 @@ def explain_rows(
             try:
                 saliency[row] = run(slice(row, row + 1))[0]
             except Exception as single:  # noqa: BLE001
-                messages[row] = f"{type(single).__name__}: {str(single).splitlines()[0] if str(single) else ''}"
+                messages[row] = failure_text(single)
     for row in np.flatnonzero(~np.isfinite(saliency).all(axis=(1, 2, 3))):
         messages.setdefault(int(row), "the map holds NaN or infinity")
     return saliency, messages, raised
+
+
+def failure_text(error: Exception) -> str:
+    """Returns how a failure is named in the results: the error's kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def checked(saliency: np.ndarray, column: Column, class_ids: np.ndarray) -> np.ndarray:

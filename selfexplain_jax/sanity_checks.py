@@ -161,7 +161,7 @@ def check_method(
                 except Exception as error:  # noqa: BLE001 (whatever a method raises is a failure to be reported)
                     known = isinstance(error, UserError)
                     logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
-                    failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                    failures[name] = maps.failure_text(error)
     done = {name: sums for name, sums in totals.items() if name not in failures}
     found = {name: numbers_of(sums) if name == "random_labels" else by_stage(sums) for name, sums in done.items()}
     return {"images": images_counted, "checks": found, "failures": failures}

@@ -66,14 +66,20 @@ def test_layers_come_from_the_top_down_and_name_every_parameter(predictors):
     jax.tree.map(np.testing.assert_array_equal, everything, redrawn)
 
 
-@pytest.mark.parametrize("spec", ["voc2012_animals", "voc2007_vgg16", "cub200:classifier"])
-def test_every_parameter_belongs_to_a_layer(spec):
-    config = load_config(f"configs/{spec.partition(':')[0]}.py" + "".join(spec.partition(":")[1:]))
+def shapes_of(spec):
+    """The network of a config at 64 px for three classes, and the shapes of its variables."""
+    config = load_config(spec)
     config.model.pretrained, config.data.image_size = "", 64
     config.data.name, config.data.options = "synthetic", {"num_classes": 3}
     model = build_model(config, build_dataset(config).info)
     zeros = jnp.zeros((1, 64, 64, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), zeros, train=False))
+    return model, variables
+
+
+@pytest.mark.parametrize("spec", ["voc2012_animals", "voc2007_vgg16", "cub200:classifier"])
+def test_every_parameter_belongs_to_a_layer(spec):
+    model, variables = shapes_of(f"configs/{spec.partition(':')[0]}.py" + "".join(spec.partition(":")[1:]))
     layers = sanity_checks.top_down(model, variables, 64)
     everything = ", ".join(sanity_checks.paths_of([layer], variables) for layer in layers)
     assert set(everything.split(", ")) == {
@@ -94,12 +100,7 @@ def test_parameters_of_no_layer_are_named():
 
 
 def test_a_backbone_is_taken_layer_by_layer():
-    config = load_config("configs/imagenet.py:classifier")
-    config.model.pretrained, config.data.image_size = "", 64
-    config.data.name, config.data.options = "synthetic", {"num_classes": 3}
-    model = build_model(config, build_dataset(config).info)
-    zeros = jnp.zeros((1, 64, 64, 3))
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), zeros, train=False))
+    model, variables = shapes_of("configs/imagenet.py:classifier")
     layers = sanity_checks.top_down(model, variables, 64)
     assert layers[0] == "backbone/classifier" and layers[-1] in ("backbone/stem_conv", "backbone/stem_norm")
     assert layers.index("backbone/block_15") < layers.index("backbone/block_2") < layers.index("backbone/block_0")

@@ -163,6 +163,14 @@ def explained(
     )
 
 
+def counted_classes(seen: Explained) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the classes whose maps count, float32 [B, C] of 0 and 1, and bool [B]: there is one."""
+    wanted = np.zeros_like(seen.label)
+    rows, places = np.nonzero(seen.counted)
+    wanted[rows, seen.class_ids[rows, places]] = 1
+    return wanted, seen.counted.any(axis=1)
+
+
 @jax.jit
 def min_max(maps: jax.Array) -> jax.Array:
     """Returns (s - min s) / (max s - min s) of each map [..., H, W], in [0, 1]; 0 for a map that is flat."""

@@ -37,7 +37,7 @@ from selfexplain_jax.metrics import (
     sum_and_count,
     swapped_masks,
 )
-from selfexplain_jax.metrics.explained import Explained, check_truth, min_max
+from selfexplain_jax.metrics.explained import Explained, check_truth, counted_classes, min_max
 from selfexplain_jax.types import Predictor, SumCount, UserError
 
 Sums = dict[str, SumCount]
@@ -127,7 +127,7 @@ def segmentation_sums(predictor: Predictor, seen: Explained, *, rng: jax.Array |
     background are left out of "background_coverage" and "pixel_auc", and named in the log.
     """
     del predictor, rng
-    wanted, rows = _wanted(seen)
+    wanted, rows = counted_classes(seen)
     target = parts.union_of_classes(seen.masks, seen.class_ids, wanted)
     truth, weight = segmentation.target_truth(seen.mask, wanted), segmentation.pixel_weights(seen.mask)
     full = np.asarray(((1 - truth) * weight).sum(axis=(1, 2)) == 0) & rows
@@ -228,7 +228,7 @@ def box_accuracy_sums(predictor: Predictor, seen: Explained, *, rng: jax.Array |
 def part_sums(predictor: Predictor, seen: Explained, *, rng: jax.Array | None = None) -> Sums:
     """Saliency score, background entropy and the probabilities of the classes on object and background; zero infill."""
     del rng
-    wanted, rows = _wanted(seen)
+    wanted, rows = counted_classes(seen)
     target = parts.union_of_classes(seen.masks, seen.class_ids, wanted)
     answers = _on_parts(traceable(predictor.scores), traceable(predictor.probabilities), seen.images, target)
     # An image without a counted map has no class; whatever stands there is not counted.
@@ -342,14 +342,6 @@ MAP_METRICS: dict[str, SaliencyMetric] = {
 
 def _flat(maps: Any) -> Any:
     return maps.reshape(-1, *maps.shape[2:])  # [B * k, H, W]
-
-
-def _wanted(seen: Explained) -> tuple[np.ndarray, np.ndarray]:
-    """The classes whose maps count, float32 [B, C] of 0 and 1, and bool [B]: there is one."""
-    wanted = np.zeros_like(seen.label)
-    rows, places = np.nonzero(seen.counted)
-    wanted[rows, seen.class_ids[rows, places]] = 1
-    return wanted, seen.counted.any(axis=1)
 
 
 def _class_truth(seen: Explained) -> tuple[jax.Array, jax.Array, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from selfexplain_jax.attribution.inputs import traceable
 from selfexplain_jax.metrics import classification, mean, parts, segmentation, sum_and_count
-from selfexplain_jax.metrics.explained import Explained
+from selfexplain_jax.metrics.explained import Explained, counted_classes
 from selfexplain_jax.types import Predictor, SumCount
 
 
@@ -100,10 +100,8 @@ def map_swap_sums(predictor: Predictor, seen: Explained, *, rng: jax.Array | Non
       rng: not used.
     """
     del rng
-    wanted = np.zeros_like(seen.label)
-    rows, places = np.nonzero(seen.counted)
-    wanted[rows, seen.class_ids[rows, places]] = 1
-    valid = seen.counted.any(axis=1).astype(np.float32)
+    wanted, rows = counted_classes(seen)
+    valid = rows.astype(np.float32)
     partner, exists = swap_partners(wanted, valid, seen.label)
     masks = {"": parts.union_of_classes(seen.masks, seen.class_ids, wanted)}
     if seen.mask is not None:

@@ -89,10 +89,7 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
     """
     header, rows = comparison_rows(results, numbers)
     best = best_cells(results, header, rows)
-    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
-    for number, row in enumerate(rows):
-        cells = [_cell(value, (number, place) in best) for place, value in enumerate(row)]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = _markdown_lines(header, rows, best)
     if results.get("images"):
         lines.append(f"\n{results['images']} images, the same for every method.")
     if left_out := results.get("left_out"):
@@ -174,8 +171,7 @@ def _sanity_lines(results: Mapping[str, Any]) -> list[str]:
     lines = []
     if rows:
         lines += ["\nSanity checks: similarity of the maps before and after (1: the map stayed the same).\n"]
-        lines += ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
-        lines += ["| " + " | ".join(_cell(value, False) for value in row) + " |" for row in rows]
+        lines += _markdown_lines(header, rows, set())
     failed = [f"- `{label}`, {check}: could not be checked: {text}" for label, check, text in sanity_failures(results)]
     return lines + ["", *failed] if failed else lines
 
@@ -224,6 +220,13 @@ def _best_cells(
                 wanted = min(values) if contest(name) == "lower" else max(values)
                 best |= {(number, place) for number in group if rows[number][place] == wanted}
     return best
+
+
+def _markdown_lines(header: list[str], rows: list[list], best: set[tuple[int, int]]) -> list[str]:
+    """The lines of a table, with the cells of `best`, (row, column), in bold."""
+    lines = [header, ["---"] * len(header)]
+    lines += [[_cell(value, (n, place) in best) for place, value in enumerate(row)] for n, row in enumerate(rows)]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
 def _cell(value: Any, best: bool) -> str:
