@@ -137,11 +137,21 @@ def make_columns(
       info: the data set's.
 
     Raises:
-      UserError: an unknown model, method or option, a label that cannot name a file, or annotated masks of a data set
-        that has none.
+      UserError: an unknown model, method or option, a label that cannot name a file, a label to leave out that is
+        none, or annotated masks of a data set that has none.
     """
     settings, columns, asked = config.comparison, [], asked_models(models)
+    unknown = sorted(set(settings.leave_out) - set(settings.methods))
+    if unknown:
+        raise UserError(
+            f"config.comparison.leave_out: {unknown[0]!r} is none of config.comparison.methods: "
+            f"{', '.join(settings.methods)}."
+        )
+    if set(settings.leave_out) == set(settings.methods):
+        raise UserError("config.comparison.leave_out: no method is left.")
     for label, options in settings.methods.to_dict().items():
+        if label in settings.leave_out:
+            continue
         unknown = sorted(set(options) - {"model", "method", "scaling", "options"})
         if unknown:
             raise UserError(

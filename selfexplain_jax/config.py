@@ -202,6 +202,8 @@ def base_config() -> ml_collections.ConfigDict:
     # {label: {"model": a name above, "method": a name in attribution.METHODS or "ground_truth", "options": {...},
     # "scaling": "as_is" or "min_max"}}; what is left out: the first model, the label, none, what suits the method.
     comparison.methods = config_dict.ConfigDict({})
+    # Labels among these that are not run: --config.comparison.leave_out="('extremal_perturbation',)" saves hours.
+    comparison.leave_out = ()
     # {a name in metrics.map_metrics.MAP_METRICS: {...options}}
     comparison.metrics = config_dict.ConfigDict({})
     # Present classes of an image that are explained, at most.

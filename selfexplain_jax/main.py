@@ -112,7 +112,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         # An ordinary end would wait minutes for the one that is gone.
         os._exit(1)
     except loop.Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(stopped, file=sys.stderr, flush=True)
+        if stopped.compiling:
+            # An ordinary end would take what the compiler still works with from under it.
+            os._exit(stopped.exit_code)
         return stopped.exit_code
     except KeyboardInterrupt:
         print("Stopped by Ctrl-C.", file=sys.stderr)

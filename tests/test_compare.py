@@ -281,6 +281,8 @@ def test_a_folder_belongs_to_one_comparison(tmp_path):
         ({"comparison.metrics": {"iuo": {}}}, "metrics.iuo is unknown; there are segmentation"),
         ({"comparison.metrics": {}}, "metrics is empty"),
         ({"comparison.models": {}}, "needs models and methods"),
+        ({"comparison.leave_out": ("rise",)}, "leave_out: 'rise' is none of config.comparison.methods: constant"),
+        ({"comparison.leave_out": ("constant",)}, "leave_out: no method is left"),
     ],
 )
 def test_bad_comparisons_are_refused(tmp_path, change, message):
@@ -290,6 +292,12 @@ def test_bad_comparisons_are_refused(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         compare.compare(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_methods_can_be_left_out(tmp_path):
+    config = settings(constant={}, centre={})
+    config.comparison.leave_out = ("constant",)
+    assert list(compare.compare(config, tmp_path)["methods"]) == ["centre"]
 
 
 def test_every_model_that_was_not_trained_is_named_with_its_command(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from selfexplain_jax.config import base_config
 from selfexplain_jax.objectives.compose import TERMS
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.signals import StopSignal
 from selfexplain_jax.types import UserError
 
 TESTS = pathlib.Path(__file__).parent
@@ -70,9 +73,9 @@ def metrics_of(workdir):
 
 def calling(monkeypatch, step, action):
     """Lets the loop call `action` before each time that it goes on from that step."""
-    real = loop.make_step
+    real = loop.compiled_step
 
-    def make_step(*arguments):
+    def compiled_step(*arguments):
         take = real(*arguments)
 
         def acting(state, batch):
@@ -82,7 +85,7 @@ def calling(monkeypatch, step, action):
 
         return acting
 
-    monkeypatch.setattr(loop, "make_step", make_step)
+    monkeypatch.setattr(loop, "compiled_step", compiled_step)
 
 
 def signalling(monkeypatch, after, number):
@@ -157,14 +160,49 @@ def test_signal_saves_after_the_step_and_the_resumed_run_equals_the_uninterrupte
     assert [lines[i] for i in (0, 1, 2, 5)] == [expected[i] for i in (0, 1, 2, 4)]
 
 
+@pytest.mark.parametrize("program, step, kept", [(1, 0, []), (2, 1, ["1"])])
+def test_signal_while_a_program_is_compiled_ends_the_run_at_once_and_loses_nothing(
+    tmp_path, monkeypatch, uninterrupted, program, step, kept
+):
+    real, asked, never = loop.compiled_step, [], threading.Event()
+
+    def compile_without_end():
+        os.kill(os.getpid(), signal.SIGTERM)
+        never.wait(60)
+
+    def compiled_step(jitted, arguments, stop):
+        asked.append(jitted)
+        return stop.beside(compile_without_end) if len(asked) == program else real(jitted, arguments, stop)
+
+    started = time.monotonic()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "compiled_step", compiled_step)
+        with pytest.raises(loop.Stopped, match=f"at step {step}" if step else "before the first step") as caught:
+            loop.train(tiny_config(), str(tmp_path))
+    never.set()
+    assert caught.value.exit_code == 143 and caught.value.compiling and time.monotonic() - started < 50
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == kept
+    resumed = loop.train(tiny_config(), str(tmp_path))
+    assert_same_bytes(resumed.state, uninterrupted[0].state)
+    assert metrics_of(tmp_path)[-1] == metrics_of(uninterrupted[1])[-1]
+
+
+def test_an_error_of_the_compiler_reaches_the_caller():
+    def fail():
+        raise ValueError("no such instruction")
+
+    with StopSignal() as stop, pytest.raises(ValueError, match="no such instruction"):
+        stop.beside(fail)
+
+
 KILLED = """
     import os, pathlib, signal, sys, time
     import conftest
     import test_loop
     from selfexplain_jax.training import loop
-    real = loop.make_step
+    real = loop.compiled_step
 
-    def make_step(*arguments):
+    def compiled_step(*arguments):
         step = real(*arguments)
 
         def killed(state, batch):
@@ -176,7 +214,7 @@ KILLED = """
 
         return killed
 
-    loop.make_step = make_step
+    loop.compiled_step = compiled_step
     loop.train(test_loop.tiny_config(), sys.argv[1])
 """
 
@@ -197,9 +235,9 @@ def test_kill_in_the_middle_then_the_resumed_run_equals_the_uninterrupted_one(tm
 
 def damaging(monkeypatch, damage, after=5):
     """Lets the step return damage(state, logs) from step `after` on."""
-    real = loop.make_step
+    real = loop.compiled_step
 
-    def make_step(*arguments):
+    def compiled_step(*arguments):
         step = real(*arguments)
 
         def damaged(state, batch):
@@ -208,7 +246,7 @@ def damaging(monkeypatch, damage, after=5):
 
         return damaged
 
-    monkeypatch.setattr(loop, "make_step", make_step)
+    monkeypatch.setattr(loop, "compiled_step", compiled_step)
 
 
 def test_nan_stops_names_the_term_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):

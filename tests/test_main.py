@@ -165,6 +165,29 @@ def test_sigterm_saves_and_the_same_command_goes_on_even_after_a_kill(tmp_path, 
     assert steps_of(tmp_path) == list(range(1, steps_of(tmp_path)[-1] + 1))
 
 
+COMPILING = """
+    import os, signal, sys, time
+    from selfexplain_jax import main
+    from selfexplain_jax.training import loop
+
+    def compile_without_end():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(300)
+
+    loop.compiled_step = lambda step, arguments, stop: stop.beside(compile_without_end)
+    sys.exit(main.run())
+"""
+
+
+def test_sigterm_while_xla_compiles_does_not_wait_for_it(tmp_path, config_file):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    flags = [f"--config={config_file}:long", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-c", textwrap.dedent(COMPILING), *flags]
+    result = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
+    assert result.returncode == 143, result.stderr
+    assert "Stopped by SIGTERM before the first step. Run the same command again" in result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_train_like_one_and_stop_together(tmp_path, config_file, shard):

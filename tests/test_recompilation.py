@@ -41,9 +41,9 @@ def test_the_listener_sees_a_program_and_its_second_shape(compiled):
 
 def count_at_steps(monkeypatch, compiled):
     """{step: number of programs compiled before it} of the trainings that follow."""
-    counts, real = {}, loop.make_step
+    counts, real = {}, loop.compiled_step
 
-    def make_step(*arguments):
+    def compiled_step(*arguments):
         step = real(*arguments)
 
         def counted(state, batch):
@@ -52,7 +52,7 @@ def count_at_steps(monkeypatch, compiled):
 
         return counted
 
-    monkeypatch.setattr(loop, "make_step", make_step)
+    monkeypatch.setattr(loop, "compiled_step", compiled_step)
     return counts
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from selfexplain_jax.training.passes import SCORE_TERMS, explanations_start
 from selfexplain_jax.training.signals import Stopped, StopSignal
 from selfexplain_jax.training.state import TrainState, initial_state
 from selfexplain_jax.training.writers import MetricWriter
-from selfexplain_jax.types import Dataset, Predictor, UserError
+from selfexplain_jax.types import Batch, Dataset, Predictor, UserError
 
 PICTURE_EXAMPLES = 8
 """Examples of the evaluation split whose masks are drawn while training."""
@@ -159,14 +159,15 @@ class _Run:
         train = self._experiment.config.train
         self._introduce(state)
         explanations_from = explanations_start(self._experiment.config)
-        early_step, full_step = (make_step(self._experiment, self._mesh, explain) for explain in (False, True))
-        draw = self._picture_function()
+        draw, batch, step = self._picture_function(), None, None
         while self.step < train.steps:
-            batch = mesh_lib.to_global(next(self._iterator), self._mesh)
-            step = full_step if self.step >= explanations_from else early_step
             if self._start < self.step == explanations_from:
-                self._rate_since, self._program_since = None, time.monotonic()
                 self._progress.say(f"From step {self.step + 1} on: all passes, a slower step, which is compiled now.")
+                # For a batch like the last one: a state that is saved now must not have taken the next.
+                step = self._compiled(True, state, batch, stop)
+            batch = mesh_lib.to_global(next(self._iterator), self._mesh)
+            if step is None:
+                step = self._compiled(self.step >= explanations_from, state, batch, stop)
             state, logs = step(state, batch, *self._frozen)
             self.step += 1
             self._history.append((self.step, logs))
@@ -188,6 +189,24 @@ class _Run:
                 self._rate_since = (time.monotonic(), self.step)
         self._store.wait()
         return state
+
+    def _compiled(self, explain: bool, state: TrainState, batch: Batch, stop: StopSignal) -> Callable:
+        """The step as a program for such a state and batch.
+
+        Raises:
+          Stopped: a signal came while XLA compiled; the state is saved.
+        """
+        started = time.monotonic()
+        program = compiled_step(make_step(self._experiment, self._mesh, explain), (state, batch, *self._frozen), stop)
+        if program is None:
+            # A run that has not made a step yet stands where its newest checkpoint does.
+            if self.step > self._start:
+                self._log()
+                self._save(state)
+            self._store.wait()
+            raise Stopped(stop.received, self.step, compiling=True)
+        self._rate_since, self._program_since = None, started
+        return program
 
     def _introduce(self, state: TrainState) -> None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -278,6 +297,11 @@ class _Run:
             pictures.save_grid(path, {name: list(array) for name, array in drawn.items()})
 
         return draw
+
+
+def compiled_step(step: Callable, arguments: tuple, stop: StopSignal) -> Callable | None:
+    """A jitted step compiled for such arguments, or None: see `StopSignal.beside`."""
+    return stop.beside(step.lower(*arguments).compile)
 
 
 def first_not_finite(
