@@ -5,7 +5,8 @@ Needs:    bash launch/local.sh --config=configs/mnist.py:canvas                 
           bash launch/local.sh --config=configs/mnist.py:canvas_classifier       (runs/mnist_canvas_classifier)
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_mnist.py \\
             --workdir=runs/compare_mnist
-Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html.
+Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html. Numbers: docs/results.md.
+Time:     half an hour with --config.comparison.leave_out="('extremal_perturbation',)", without it hours.
 Data:     as in configs/mnist.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
 """
 

@@ -160,7 +160,12 @@ COMPARED = {
 
 
 @pytest.mark.parametrize(
-    ("title", "name"), [("Methods side by side", "methods_synthetic"), ("The same on six animals", "methods_animals")]
+    ("title", "name"),
+    [
+        ("Methods side by side", "methods_synthetic"),
+        ("The same on digits", "methods_mnist"),
+        ("The same on six animals", "methods_animals"),
+    ],
 )
 def test_tables_of_methods(title, name):
     stored = read_comparisons()[name]
