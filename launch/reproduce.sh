@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs rows of docs/results.md again, and says which of them differ from the stored ones by more than the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 6.9 hours of training, and evaluations
+#   bash launch/reproduce.sh                       every row that two cores can run: 7.2 hours of training, and evaluations
 #   bash launch/reproduce.sh synthetic texture     these rows
 #   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons
 #   bash launch/reproduce.sh --seeds=3,4 texture   with other seeds than the stored ones: more say more
@@ -11,7 +11,8 @@
 #   --data_dir=DIR   where data sets are prepared; may be given again for another folder, the first that has a set is taken;
 #                    default: $TFDS_DATA_DIR. Rows whose data are in none of them are left out, and said to be
 #
-# A comparison of methods takes seed 0 of the rows whose models it compares, which are trained before.
+# A comparison of methods takes seed 0 of the rows whose models it compares, and the Explainer the classifier of its own
+# seed; these are trained before.
 #
 # The rows are listed below; --dry-run prints what each runs. How far a number may lie from the stored one, and why:
 # "Running the rows again" in docs/results.md.
@@ -22,7 +23,8 @@ set -euo pipefail
 # shellcheck source=launch/arguments.sh
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
-# table, name, config, seeds: those of docs/results.json, as a test makes sure; data set that has to be prepared, or -.
+# table, name, config, seeds: those of docs/results.json, as a test makes sure; data set that has to be prepared, or -;
+# and, where a field of the config takes the folder of another row's run, FIELD=ROW.
 rows=(
   "main synthetic configs/synthetic.py 0,1,2 -"
   "main texture configs/synthetic.py:texture 0 -"
@@ -56,6 +58,7 @@ rows=(
   "photographs cifar10_classifier configs/cifar10.py:classifier 0 cifar10"
   "other random_labels configs/synthetic.py:random_label_classifier 0 -"
   "other canvas_classifier configs/mnist.py:canvas_classifier 0 mnist"
+  "other explainer configs/synthetic.py:explainer 0 - explainer.classifier=classifier"
 )
 # name, config, its models as MODEL=ROW, data set or -, then FIELD=VALUE of the config: those of docs/comparisons.json.
 comparisons=(
@@ -123,7 +126,7 @@ is_asked() {
 
 known=" main ablation photographs other comparisons "
 for row in "${rows[@]}"; do
-  read -r table name config row_seeds dataset <<<"$row"
+  read -r table name _ <<<"$row"
   known+="$name "
 done
 for comparison in ${comparisons[@]+"${comparisons[@]}"}; do
@@ -154,7 +157,7 @@ has_data() {
 
 chosen=() names=() chosen_comparisons=() comparison_names=()
 for row in "${rows[@]}"; do
-  read -r table name config row_seeds dataset <<<"$row"
+  read -r table name config row_seeds dataset _ <<<"$row"
   if is_asked "$table" "$name"; then
     names+=("$name")
     if has_data "$name" "$dataset"; then
@@ -209,17 +212,33 @@ run_unless_finished() {
   fi
 }
 
-# train_row ROW SEED
+# Prints the row of that name.
+row_named() {
+  local row table name
+  for row in "${rows[@]}"; do
+    read -r table name _ <<<"$row"
+    if [[ "$name" == "$1" ]]; then
+      echo "$row"
+    fi
+  done
+}
+
+# train_row ROW SEED: trains it, and before it the row whose run it takes.
 train_row() {
-  local table name config row_seeds dataset folder
-  read -r table name config row_seeds dataset <<<"$1"
+  local table name config row_seeds dataset taken folder arguments
+  read -r table name config row_seeds dataset taken <<<"$1"
   folder="$runs/${name}_seed$2"
+  arguments=(--config="$root/$config" --config.seed="$2")
+  if [[ -n "$taken" ]]; then
+    train_row "$(row_named "${taken#*=}")" "$2"
+    arguments+=("--config.${taken%%=*}=$runs/${taken#*=}_seed$2")
+  fi
   run_unless_finished "Row $name, seed $2" "$folder" "$dataset" \
-    selfexplain_jax.report.reproduce finished "$folder" "$name" "$2" -- --config="$root/$config" --config.seed="$2"
+    selfexplain_jax.report.reproduce finished "$folder" "$name" "$2" -- "${arguments[@]}"
 }
 
 for row in ${chosen[@]+"${chosen[@]}"}; do
-  read -r table name config row_seeds dataset <<<"$row"
+  read -r table name config row_seeds _ <<<"$row"
   IFS=, read -r -a numbers <<<"${seeds:-$row_seeds}"
   for seed in "${numbers[@]}"; do
     train_row "$row" "$seed"
@@ -230,13 +249,8 @@ for comparison in ${chosen_comparisons[@]+"${chosen_comparisons[@]}"}; do
   arguments=(--mode=evaluate --config="$root/$config")
   IFS=, read -r -a pairs <<<"$models"
   for pair in "${pairs[@]}"; do
-    for row in "${rows[@]}"; do
-      read -r table row_name rest <<<"$row"
-      if [[ "$row_name" == "${pair#*=}" ]]; then
-        train_row "$row" 0
-        arguments+=("--config.comparison.models.${pair%%=*}=$runs/${row_name}_seed0")
-      fi
-    done
+    train_row "$(row_named "${pair#*=}")" 0
+    arguments+=("--config.comparison.models.${pair%%=*}=$runs/${pair#*=}_seed0")
   done
   for override in $overrides; do
     arguments+=("--config.$override")

@@ -57,7 +57,7 @@ def reproduce(tmp_path):
 def test_its_rows_are_the_stored_ones():
     text = (ROOT / "launch" / "reproduce.sh").read_text()
     rows = text.split("\nrows=(\n", 1)[1].split("\n)", 1)[0]
-    listed = re.findall(r'^  "(\S+) (\S+) (\S+) (\S+) \S+"$', rows, re.MULTILINE)
+    listed = re.findall(r'^  "(\S+) (\S+) (\S+) (\S+) \S+(?: \S+=\S+)?"$', rows, re.MULTILINE)
     stored = [
         (row.table, row.name, row.config, ",".join(str(run.seed) for run in row.runs))
         for row in read_stored().values()
@@ -110,6 +110,16 @@ def test_rows_are_run_each_seed_and_then_compared(reproduce, tmp_path):
     done, calls = reproduce("synthetic", "texture", "--runs=my runs")
     assert [call for call in calls if "|selfexplain_jax.main|" in call] == [trained[1]]
     assert "Row texture, seed 0: finished before, in my runs/texture_seed0." in done.stderr
+
+
+def test_a_row_that_takes_the_run_of_another_trains_that_first_with_its_seed(reproduce):
+    done, calls = reproduce("explainer", "--seeds=4", "--runs=my runs")
+    assert done.returncode == 0, done.stderr
+    classifier, explainer = [call for call in calls if "|selfexplain_jax.main|" in call]
+    assert f"--config={ROOT}/configs/synthetic.py:classifier|--workdir=my runs/classifier_seed4|" in classifier
+    assert f"--config={ROOT}/configs/synthetic.py:explainer|--workdir=my runs/explainer_seed4|" in explainer
+    assert "--config.seed=4|--config.explainer.classifier=my runs/classifier_seed4|" in explainer
+    assert calls[-1] == "-m|selfexplain_jax.report.reproduce|compare|my runs|explainer|"
 
 
 def test_a_difference_is_the_exit_code_and_a_failed_run_is_another(reproduce):
