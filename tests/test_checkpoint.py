@@ -198,6 +198,8 @@ def test_other_configuration_or_network_is_refused_and_nothing_is_touched(tmp_pa
     message = str(caught.value)
     assert "model.widths: [24, 48] there, [8, 16] now" in message
     assert "objective.area.weight: 'absent' there, 0.5 now" in message
+    # No flag takes a term away.
+    assert message.endswith("the configuration that it was made with")
     assert "train.batch_size: 32 there, 8 now" in message and "train.steps: 100 there, 7 now" in message
     assert "Use another --workdir" in message and "learning_rate" not in message
     with pytest.raises(UserError, match=r"network: parameter kernel is float32\[40, 50\] there and float32\[20"):
@@ -279,3 +281,13 @@ def test_kill_in_the_middle_of_saving_leaves_the_checkpoint_before(tmp_path):
     store.save(2, make_state(2), make_iterator(), 2.0)
     store.close()
     assert names(folder) == ["1", "2"]
+
+
+def test_flags_give_back_the_checkpoints_configuration():
+    config = tiny_config()
+    saved = checkpoint.jsonable(config)
+    config.model.widths, config.train.steps = (8, 16), 7
+    with pytest.raises(UserError) as caught:
+        checkpoint.check_same_config(saved, checkpoint.jsonable(config), "It")
+    # As a shell takes them: tuples in quotes.
+    assert str(caught.value).endswith("'--config.model.widths=(24, 48)' --config.train.steps=100")

@@ -90,7 +90,9 @@ def test_train_evaluate_explain_and_compile(tmp_path, config_file, capsys):
     # Another configuration than the checkpoint's is refused, and nothing is written.
     (workdir / "results.json").unlink()
     assert command(*base, "--mode=evaluate", "--config.model.pooling_temperature=0.5") == 1
-    assert "model.pooling_temperature: 1.0 there, 0.5 now" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "model.pooling_temperature: 1.0 there, 0.5 now" in message
+    assert "for what the checkpoint holds, --config.model.pooling_temperature=1.0" in message
     assert not (workdir / "results.json").exists()
 
     Image.fromarray(np.full((40, 50, 3), 100, np.uint8)).save(tmp_path / "photo.png")

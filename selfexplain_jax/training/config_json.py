@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,14 +78,17 @@ def check_same_config(saved: Mapping, present: Mapping, where: str) -> None:
       where: names the checkpoint in the message.
 
     Raises:
-      UserError: lists each field that differs, with both values.
+      UserError: lists each field that differs, with both values, and the flags that make this one the checkpoint's.
     """
-    differing = differing_fields(saved, present, MAY_CHANGE)
+    differing = _differing(saved, present, MAY_CHANGE)
     if differing:
+        flags = "the configuration that it was made with"
+        if all(_ABSENT not in values for values in differing.values()):
+            flags = " ".join(shlex.quote(f"--config.{name}={_value(there)}") for name, (there, _) in differing.items())
         raise UserError(
             f"{where} was made with another configuration:\n"
-            + "\n".join(f"  {line}" for line in differing)
-            + "\nUse another --workdir for this configuration, or the configuration of the checkpoint to go on with it."
+            + "\n".join(f"  {line}" for line in _lines(differing))
+            + f"\nUse another --workdir for this configuration, or, for what the checkpoint holds, {flags}"
         )
 
 
@@ -97,18 +101,32 @@ def differing_fields(saved: Mapping, present: Mapping, may_change: Sequence[str]
       saved, present: configurations, as from `jsonable`.
       may_change: fields, or groups of fields, that are not looked at.
     """
+    return _lines(_differing(saved, present, may_change))
+
+
+def _value(value: Any) -> str:
+    """A field's value as it is given on the command line: a tuple for JSON's list."""
+    return str(tuple(value)) if isinstance(value, list) else str(value)
+
+
+def _lines(differing: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{name}: {there!r} there, {now!r} now" for name, (there, now) in differing.items()]
+
+
+def _differing(saved: Mapping, present: Mapping, may_change: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """{field: (value in `saved`, value in `present`)} of those that `differing_fields` lists."""
     younger = {
         name: value
         for name, value in _flat(jsonable(base_config())).items()
         if not any(name.startswith(group + ".") for group in FREE_GROUPS)
     }
     saved, present = younger | _flat(saved), _flat(present)
-    return [
-        f"{name}: {saved.get(name, _ABSENT)!r} there, {present.get(name, _ABSENT)!r} now"
+    return {
+        name: (saved.get(name, _ABSENT), present.get(name, _ABSENT))
         for name in sorted(saved.keys() | present.keys())
         if saved.get(name, _ABSENT) != present.get(name, _ABSENT)
         and not any(name == free or name.startswith(free + ".") for free in may_change)
-    ]
+    }
 
 
 def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
