@@ -29,6 +29,8 @@ COLUMNS = {
     "mAP": "mean_average_precision",
     "mask area": "mask_area",
     "swap excess": "swap_owner_gap",
+    "insertion": "insertion",
+    "deletion": "deletion",
 }
 WORDS = {
     "exact match": "accuracy",
@@ -156,13 +158,15 @@ COMPARED = {
     "photos": "pointing_game_photo",
     "MaxBoxAccV2": "max_box_accuracy",
     "swap excess": "swap_owner_gap",
+    "insertion": "insertion",
+    "deletion": "deletion",
 }
 
 
 @pytest.mark.parametrize(
     ("title", "name"),
     [
-        ("Methods side by side", "methods_synthetic"),
+        ("Methods side by side", "methods_explainer"),
         ("The same on digits", "methods_mnist"),
         ("The same on six animals", "methods_animals"),
     ],
