@@ -67,12 +67,12 @@ def test_coarse_maps_by_hand():
     # Left and right half; class 0 reads the left one's feature, class 1 twice the right one's.
     coarse = jnp.array([[[[1.0, 0.0], [0.0, 1.0]]] * 2])  # [1, 2, 2, 2]
     variables = head.init(jax.random.key(0), x, images, 1.0, coarse)
-    _, before = head.apply(variables, x, images, 1.0, coarse)
+    before = head.apply(variables, x, images, 1.0, coarse)[1]["logit_maps"]
     # It begins as if it were not there.
     without = {"params": {name: variables["params"][name] for name in ("kernel", "bias")}}
-    np.testing.assert_array_equal(before, head.apply(without, x, images, 1.0)[1])
+    np.testing.assert_array_equal(before, head.apply(without, x, images, 1.0)[1]["logit_maps"])
     variables["params"]["coarse_kernel"] = jnp.array([[1.0, 0.0], [0.0, 2.0]])
-    _, after = head.apply(variables, x, images, 1.0, coarse)
+    after = head.apply(variables, x, images, 1.0, coarse)[1]["logit_maps"]
     # Cells have their centres at .5 and 1.5 of the coarse ones: half-way between these, three quarters and one quarter.
     left = np.array([1.0, 0.75, 0.25, 0.0])
     np.testing.assert_allclose((after - before)[0, 2, :, 0], left, atol=1e-6)

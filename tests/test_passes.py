@@ -12,7 +12,7 @@ from selfexplain_jax.config import base_config
 from selfexplain_jax.models import build_model, masking, pooling
 from selfexplain_jax.objectives.terms import cross_entropy
 from selfexplain_jax.training import passes
-from selfexplain_jax.training.passes import EVALUATOR_MASKS, EXPLANATION_TERMS, PASS_WEIGHTS, run_passes
+from selfexplain_jax.training.passes import DRAWN, EVALUATOR_MASKS, EXPLANATION_TERMS, PASS_WEIGHTS, run_passes
 from selfexplain_jax.training.state import create_state
 from selfexplain_jax.types import DatasetInfo, UserError
 
@@ -295,11 +295,11 @@ def test_without_a_way_through_the_masks_only_live_weights_are_reached(setting, 
 
 
 def stop_maps(result):
-    """The model's result with logit maps that carry no gradient; its scores still do."""
+    """The model's result with maps that carry no gradient; its scores still do."""
     if isinstance(result[1], dict) and "logit_maps" not in result[1]:  # With updated collections beside it.
         return stop_maps(result[0]), result[1]
     scores, endpoints = result
-    return scores, endpoints | {"logit_maps": jax.lax.stop_gradient(endpoints["logit_maps"])}
+    return scores, endpoints | {name: jax.lax.stop_gradient(endpoints[name]) for name in DRAWN if name in endpoints}
 
 
 @pytest.mark.parametrize("weights", PASS_WEIGHTS)

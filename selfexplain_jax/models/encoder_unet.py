@@ -106,18 +106,20 @@ class EncoderUNet(nn.Module):
         train: bool = False,
         temperature: jax.Array | None = None,
         given: Mapping[str, jax.Array] | None = None,
+        label: jax.Array | None = None,
     ):
         """Images [B, H, W, 3] of the pipeline; `temperature` stands in for that of the pool.
 
-        `given` holds features by the names of `layers`, in the place of those that the images give.
+        `given` holds features by the names of `layers`, in the place of those that the images give. With a `label`
+        [B, C] the endpoints have "target_logits" and "non_target_logits" too, see `MapHead`.
         """
         endpoints = self.backbone.encode(self.input_change(images), train, given)
         decode = self._decode if self.decoder == "unet" else self._atrous
         x = decode(endpoints, train)  # [B, H / stride, W / stride, width]
         coarse = self.backbone.last(endpoints, train) if self.coarse_maps else None
         temperature = self.pooling_temperature if temperature is None else temperature
-        scores, logit_maps = head_of(self)(x, images, temperature, coarse)
-        return scores, endpoints | {"logit_maps": logit_maps, "features": x}
+        scores, drawn = head_of(self)(x, images, temperature, coarse, label)
+        return scores, endpoints | drawn | {"features": x}
 
     def _decode(self, endpoints, train):
         def dense(name):

@@ -1,8 +1,8 @@
 """The last layer of a network that draws maps: from features to logit maps and, by these alone, to class scores.
 
-Logit maps of a thousand classes are the largest arrays of a step, and a pass that is asked for scores needs them no
-longer than its pool does. Beyond MOST_CLASSES a chunk of classes is drawn and pooled at a time, and drawn again in the
-gradient.
+Logit maps of a thousand classes are the largest arrays of a step, and a pass that is asked for scores, or for the
+maxima over the present and over the absent classes, needs them no longer than it takes to pool them. Beyond
+MOST_CLASSES a chunk of classes is drawn and pooled at a time, and drawn again in the gradient.
 """
 
 from __future__ import annotations
@@ -60,13 +60,20 @@ class MapHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, images: jax.Array, temperature: float | jax.Array, coarse: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Features [B, h, w, K] of images [B, H, W, 3] to scores [B, C] and logit maps [B, H / s, W / s, C].
+        self,
+        x: jax.Array,
+        images: jax.Array,
+        temperature: float | jax.Array,
+        coarse: jax.Array | None = None,
+        label: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Features [B, h, w, K] of images [B, H, W, 3] to scores [B, C] and what is drawn, by name.
 
         `coarse` [B, h', w', K'] are features with fewer cells, or None.
 
-        Both are float32; s is the mask stride. Where nobody uses the maps, the compiler leaves them out.
+        Drawn are "logit_maps" [B, H / s, W / s, C] and, for a `label` [B, C], "target_logits" and "non_target_logits"
+        [B, H / s, W / s] of `masking`. All is float32; s is the mask stride. Where nobody uses the maps themselves, the
+        compiler leaves them out.
         """
         shape = (x.shape[-1], self.factor**2 * self.num_classes)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
@@ -94,29 +101,43 @@ class MapHead(nn.Module):
                 maps = masking.blur(maps, self.map_blur)
             return edges.filter_maps(maps, filters, self.edge_distances)  # [B, H / s, W / s, c]
 
-        def score(x, coarse, *parameters):
-            return pooling.pool(draw(x, coarse, *parameters), self.pooling, temperature)
+        def pool(maps):
+            return pooling.pool(maps, self.pooling, temperature)
 
         maps = draw(x, coarse, *parameters)
-        if self.num_classes <= MOST_CLASSES:
-            return pooling.pool(maps, self.pooling, temperature), maps
-        if self.pooling in ALL_CLASSES:
-            return jax.checkpoint(score)(x, coarse, *parameters), maps
+        drawn = {"logit_maps": maps}
+        if self.num_classes <= MOST_CLASSES or self.pooling in ALL_CLASSES:
+            if label is not None:
+                drawn["target_logits"] = masking.target_logits(maps, label)
+                drawn["non_target_logits"] = masking.non_target_logits(maps, label)
+            if self.num_classes <= MOST_CLASSES:
+                return pool(maps), drawn
+            return jax.checkpoint(lambda *given: pool(draw(*given)))(x, coarse, *parameters), drawn
         chunks = -(-self.num_classes // MOST_CLASSES)
         each = -(-self.num_classes // chunks)
 
-        def cut(parameter):
-            """[..., cells C] to [chunks, ..., cells each], with classes of zeros at the end."""
+        def cut(parameter, missing=0.0):
+            """[..., cells C] to [chunks, ..., cells each], with classes of `missing` at the end."""
             cells = parameter.shape[-1] // self.num_classes
             parameter = parameter.reshape(*parameter.shape[:-1], cells, self.num_classes)
-            missing = chunks * each - self.num_classes
-            parameter = jnp.pad(parameter, [(0, 0)] * (parameter.ndim - 1) + [(0, missing)])
+            padding = [(0, 0)] * (parameter.ndim - 1) + [(0, chunks * each - self.num_classes)]
+            parameter = jnp.pad(parameter, padding, constant_values=missing)
             parameter = jnp.moveaxis(parameter.reshape(*parameter.shape[:-1], chunks, each), -2, 0)
             return parameter.reshape(chunks, *parameter.shape[1:-2], cells * each)
 
-        parts = tuple(map(cut, parameters))
-        scores = jax.lax.map(jax.checkpoint(lambda part: score(x, coarse, *part)), parts)  # [chunks, B, each]
-        return jnp.moveaxis(scores, 0, 1).reshape(x.shape[0], -1)[:, : self.num_classes], maps
+        # Classes that fill the last chunk are neither present nor absent.
+        labels = () if label is None else (cut(label, 0), cut(label, 1))
+
+        @jax.checkpoint
+        def pool_chunk(part):
+            parameters, labels = part
+            maps = draw(x, coarse, *parameters)
+            maxima = zip((masking.target_logits, masking.non_target_logits), labels, strict=False)
+            return pool(maps), tuple(maximum(maps, label) for maximum, label in maxima)
+
+        scores, maxima = jax.lax.map(pool_chunk, (tuple(map(cut, parameters)), labels))  # [chunks, B, each]
+        drawn |= zip(("target_logits", "non_target_logits"), (parts.max(axis=0) for parts in maxima), strict=False)
+        return jnp.moveaxis(scores, 0, 1).reshape(x.shape[0], -1)[:, : self.num_classes], drawn
 
 
 def head_of(network: nn.Module, factor: int = 1) -> MapHead:

@@ -132,10 +132,12 @@ class UNet(nn.Module):
         train: bool = False,
         temperature: jax.Array | None = None,
         given: Mapping[str, jax.Array] | None = None,
+        label: jax.Array | None = None,
     ):
         """Images [B, H, W, 3], H and W divisible by `size_divisor`; `temperature` stands in for that of the pool.
 
-        `given` holds features by the names of `layers`, in the place of those that the images give.
+        `given` holds features by the names of `layers`, in the place of those that the images give. With a `label`
+        [B, C] the endpoints have "target_logits" and "non_target_logits" too, see `MapHead`.
         """
         given, dtype = given or {}, self.dtype
         entry = local_contrast(images) if self.local_contrast else images
@@ -167,9 +169,9 @@ class UNet(nn.Module):
             factor = 1
         x = given.get("features", x)
         temperature = self.pooling_temperature if temperature is None else temperature
-        scores, logit_maps = head_of(self, factor)(x, images, temperature)
+        scores, drawn = head_of(self, factor)(x, images, temperature, None, label)
         levels = {f"level{level}": skip for level, skip in enumerate(skips)}
-        return scores, levels | {"logit_maps": logit_maps, "features": x}
+        return scores, levels | drawn | {"features": x}
 
 
 def size_divisor(stem_stride: int, widths: tuple[int, ...]) -> int:

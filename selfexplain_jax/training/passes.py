@@ -19,6 +19,8 @@ EVALUATOR_MASKS = ("swapped", "complement", "blobs")
 EXPLANATION_TERMS = ("object", "background", "evaluator")
 SCORE_TERMS = ("classification", "ranking")
 """Terms that need the scores of the image alone, and no map."""
+DRAWN = ("logit_maps", "target_logits", "non_target_logits")
+"""What of a network's endpoints the terms read."""
 REMATERIALISE = ("none", "elementwise", "passes")
 METHODS = ("self_explainer", "classifier", "explainer")
 
@@ -109,17 +111,13 @@ def pool_temperature(step: jax.Array, config) -> jax.Array | None:
     return pooling.annealed(step, options.initial_temperature, options.pooling_temperature, options.temperature_steps)
 
 
-def mask_outputs(logit_maps: jax.Array, images: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
-    """Target and non-target logits and masks at the maps' resolution, and the image at that resolution."""
-    target = masking.target_logits(logit_maps, label)
-    non_target = masking.non_target_logits(logit_maps, label)
-    return {
-        "logit_maps": logit_maps,
-        "target_logits": target,
-        "non_target_logits": non_target,
+def mask_outputs(drawn: dict[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:
+    """What the network has drawn, target and non-target mask, and the image, all at the maps' resolution."""
+    target, non_target = drawn["target_logits"], drawn["non_target_logits"]
+    return drawn | {
         "target_mask": jax.nn.sigmoid(target),
         "non_target_mask": jax.nn.sigmoid(non_target),
-        "image": shrink(images, images.shape[1] // logit_maps.shape[1]),
+        "image": shrink(images, images.shape[1] // target.shape[1]),
     }
 
 
@@ -234,28 +232,30 @@ def run_passes(
         # What is not trained needs no gradient of its weights, and in the image pass none of its features either.
         params = params | {"backbone": jax.lax.stop_gradient(params["backbone"])}
 
-    def image_pass(params, images):
+    def image_pass(params, images, label):
         (scores, endpoints), updates = model.apply(
             variables_of(params, state.batch_stats),
             images,
             train=True,
             temperature=temperature,
             mutable=["batch_stats"],
+            **({} if label is None else {"label": label}),
         )
-        return scores, endpoints.get("logit_maps"), updates
+        return scores, {name: endpoints[name] for name in DRAWN if name in endpoints}, updates
 
     def scores_pass(variables, images):
         if classify is not None:
             return classify(images)
         return model.apply(variables, images, train=False, temperature=temperature)[0]
 
-    scores, logit_maps, updates = rematerialised(image_pass, how)(params, batch["image"])
+    label = None if config.method == "classifier" else batch["label"]
+    scores, drawn, updates = rematerialised(image_pass, how)(params, batch["image"], label)
     apply = rematerialised(scores_pass, how)
     outputs = {"scores": scores}
     if config.method == "explainer":
         outputs = {"scores": classify(batch["image"])} if needs_scores(config) else {}
     if config.method != "classifier":
-        outputs |= mask_outputs(logit_maps, batch["image"], batch["label"])
+        outputs |= mask_outputs(drawn, batch["image"])
     live = variables_of(params, state.batch_stats)
     frozen = {
         "live": lambda: live,
