@@ -4,8 +4,8 @@ Method:   as configs/synthetic.py, with a decoder on EfficientNet-Lite0 that sta
 Hardware: one GPU; two CPU cores need patience: 4 s a full step beside another run, and minutes to compile it.
 Command:  python -m selfexplain_jax.main --config=configs/folder.py --config.data.data_dir=photos --workdir=runs/photos
 Variants: single (one class a photo), multi (any number, needs an index file).
-Score:    none on a set of useful size. 60 photos of cats and dogs and 120 steps named five of six test photos right, with
-          masks over all of the image: too few of both.
+Score:    none on a set of useful size. 60 photos of cats and dogs and 120 steps named five of six test photos right,
+          with masks over all of the image: too few of both.
 """
 
 from selfexplain_jax.config import base_config, check_variant

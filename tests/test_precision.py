@@ -151,11 +151,11 @@ def test_scores_of_a_thousand_classes_keep_no_maps_of_all():
     config.model.link = "softmax"
     batch = fake_batch() | {"label": np.eye(1000, dtype=np.float32)[:4]}
     text = gradient_of(config, info_of(1000)).lower(batch).compile().as_text()
-    # 250 classes are drawn at a time, in every pass.
+    # 125 classes are drawn at a time, in every pass.
     sizes = [math.prod(map(int, found.split(","))) for found in re.findall(r"f32\[([\d,]+)\]", text)]
     cells = (16 // 2) ** 2
     assert max(sizes) < 4 * cells * 1000
-    assert any(f"f32[{rows},8,8,250]" in text for rows in (4, 8))
+    assert any(f"f32[{rows},8,8,125]" in text for rows in (4, 8))
 
 
 def test_unknown_choices_are_refused():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from selfexplain_jax.models import edges, masking, pooling
 
-MOST_CLASSES = 256
+MOST_CLASSES = 128
 """Classes whose maps are drawn at once."""
 
 ALL_CLASSES = ("ngwp",)
