@@ -94,6 +94,7 @@ class EncoderUNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     draws_maps = True
+    takes_label = True
 
     @property
     def layers(self) -> tuple[str, ...]:

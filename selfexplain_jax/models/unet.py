@@ -119,6 +119,7 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     draws_maps = True
+    takes_label = True
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -111,8 +111,12 @@ def pool_temperature(step: jax.Array, config) -> jax.Array | None:
     return pooling.annealed(step, options.initial_temperature, options.pooling_temperature, options.temperature_steps)
 
 
-def mask_outputs(drawn: dict[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:
+def mask_outputs(drawn: dict[str, jax.Array], images: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
     """What the network has drawn, target and non-target mask, and the image, all at the maps' resolution."""
+    if "target_logits" not in drawn:
+        maps = drawn["logit_maps"]
+        maxima = masking.target_logits(maps, label), masking.non_target_logits(maps, label)
+        drawn = drawn | dict(zip(("target_logits", "non_target_logits"), maxima, strict=True))
     target, non_target = drawn["target_logits"], drawn["non_target_logits"]
     return drawn | {
         "target_mask": jax.nn.sigmoid(target),
@@ -232,6 +236,9 @@ def run_passes(
         # What is not trained needs no gradient of its weights, and in the image pass none of its features either.
         params = params | {"backbone": jax.lax.stop_gradient(params["backbone"])}
 
+    # A network that takes the label keeps the maxima over its classes alone, where these are many.
+    takes_label = config.method != "classifier" and getattr(model, "takes_label", False)
+
     def image_pass(params, images, label):
         (scores, endpoints), updates = model.apply(
             variables_of(params, state.batch_stats),
@@ -239,7 +246,7 @@ def run_passes(
             train=True,
             temperature=temperature,
             mutable=["batch_stats"],
-            **({} if label is None else {"label": label}),
+            **({"label": label} if takes_label else {}),
         )
         return scores, {name: endpoints[name] for name in DRAWN if name in endpoints}, updates
 
@@ -248,14 +255,13 @@ def run_passes(
             return classify(images)
         return model.apply(variables, images, train=False, temperature=temperature)[0]
 
-    label = None if config.method == "classifier" else batch["label"]
-    scores, drawn, updates = rematerialised(image_pass, how)(params, batch["image"], label)
+    scores, drawn, updates = rematerialised(image_pass, how)(params, batch["image"], batch["label"])
     apply = rematerialised(scores_pass, how)
     outputs = {"scores": scores}
     if config.method == "explainer":
         outputs = {"scores": classify(batch["image"])} if needs_scores(config) else {}
     if config.method != "classifier":
-        outputs |= mask_outputs(drawn, batch["image"])
+        outputs |= mask_outputs(drawn, batch["image"], batch["label"])
     live = variables_of(params, state.batch_stats)
     frozen = {
         "live": lambda: live,
