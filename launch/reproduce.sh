@@ -66,6 +66,7 @@ comparisons=(
   "methods_animals configs/compare_voc2012_animals.py:localisation self_explainer=animals,classifier=animals_classifier voc2012 evaluation.max_examples=100"
   "methods_mnist configs/compare_mnist.py self_explainer=canvas,classifier=canvas_classifier mnist comparison.leave_out=('extremal_perturbation',)"
   "methods_explainer configs/compare_synthetic.py:explainer self_explainer=synthetic,classifier=classifier,explainer=explainer - evaluation.max_examples=100 comparison.leave_out=('extremal_perturbation',)"
+  "methods_extremal configs/compare_synthetic.py:explainer self_explainer=synthetic,classifier=classifier,explainer=explainer - evaluation.max_examples=20 comparison.leave_out=('rise','smooth_grad','integrated_gradients','gradient','gradient_x_input','guided_backpropagation','grad_cam_plus_plus')"
 )
 
 # Ends the script with one line; 1 would say that a row differs.

@@ -167,6 +167,7 @@ COMPARED = {
     ("title", "name"),
     [
         ("Methods side by side", "methods_explainer"),
+        ("Extremal Perturbations on the synthetic set", "methods_extremal"),
         ("The same on digits", "methods_mnist"),
         ("The same on six animals", "methods_animals"),
     ],
