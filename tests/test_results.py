@@ -29,8 +29,6 @@ COLUMNS = {
     "mAP": "mean_average_precision",
     "mask area": "mask_area",
     "swap excess": "swap_owner_gap",
-    "insertion": "insertion",
-    "deletion": "deletion",
 }
 WORDS = {
     "exact match": "accuracy",

@@ -108,8 +108,7 @@ class MapHead(nn.Module):
         drawn = {"logit_maps": maps}
         if self.num_classes <= MOST_CLASSES or self.pooling in ALL_CLASSES:
             if label is not None:
-                drawn["target_logits"] = masking.target_logits(maps, label)
-                drawn["non_target_logits"] = masking.non_target_logits(maps, label)
+                drawn |= masking.class_maxima(maps, label)
             if self.num_classes <= MOST_CLASSES:
                 return pool(maps), drawn
             return jax.checkpoint(lambda *given: pool(draw(*given)))(x, coarse, *parameters), drawn

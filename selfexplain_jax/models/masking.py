@@ -31,6 +31,14 @@ def non_target_logits(logit_maps: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.where(label[:, None, None, :] > 0, ABSENT, logit_maps).max(axis=-1)
 
 
+def class_maxima(logit_maps: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+    """`target_logits` and `non_target_logits`, by these names."""
+    return {
+        "target_logits": target_logits(logit_maps, label),
+        "non_target_logits": non_target_logits(logit_maps, label),
+    }
+
+
 def resize_maps(maps: jax.Array, size: int) -> jax.Array:
     """Bilinear resize of [B, h, w, k] to [B, size, size, k]."""
     if maps.shape[1:3] == (size, size):

@@ -170,7 +170,7 @@ class UNet(nn.Module):
             factor = 1
         x = given.get("features", x)
         temperature = self.pooling_temperature if temperature is None else temperature
-        scores, drawn = head_of(self, factor)(x, images, temperature, None, label)
+        scores, drawn = head_of(self, factor)(x, images, temperature, label=label)
         levels = {f"level{level}": skip for level, skip in enumerate(skips)}
         return scores, levels | drawn | {"features": x}
 

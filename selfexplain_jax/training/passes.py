@@ -114,9 +114,7 @@ def pool_temperature(step: jax.Array, config) -> jax.Array | None:
 def mask_outputs(drawn: dict[str, jax.Array], images: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
     """What the network has drawn, target and non-target mask, and the image, all at the maps' resolution."""
     if "target_logits" not in drawn:
-        maps = drawn["logit_maps"]
-        maxima = masking.target_logits(maps, label), masking.non_target_logits(maps, label)
-        drawn = drawn | dict(zip(("target_logits", "non_target_logits"), maxima, strict=True))
+        drawn = drawn | masking.class_maxima(drawn["logit_maps"], label)
     target, non_target = drawn["target_logits"], drawn["non_target_logits"]
     return drawn | {
         "target_mask": jax.nn.sigmoid(target),
