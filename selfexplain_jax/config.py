@@ -141,6 +141,8 @@ def base_config() -> ml_collections.ConfigDict:
     explainer.classifier = ""
     # The experiment that makes it, which the message names where it is missing.
     explainer.classifier_config = ""
+    # Whether masks start from the classifier's own weights; config.model must then be the classifier's.
+    explainer.start_from_classifier = False
 
     # {term: {"weight": w, "start": step, "ramp": steps, ...options of the term}}; absent = off.
     config.objective = config_dict.ConfigDict({"classification": {"weight": 1.0}})

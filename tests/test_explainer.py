@@ -19,8 +19,9 @@ from selfexplain_jax.objectives import terms
 from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe
 from selfexplain_jax.training import config_json, frozen, loop
 from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.training.experiment import load_frozen, state_creation
 from selfexplain_jax.training.optimizer import build_optimizer
-from selfexplain_jax.training.state import create_state, make_predictor
+from selfexplain_jax.training.state import create_state, initial_state, make_predictor
 from selfexplain_jax.types import Predictor, UserError
 
 SYNTHETIC = pathlib.Path(__file__).resolve().parents[1] / "configs" / "synthetic.py"
@@ -319,6 +320,42 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(case, classifie
 def test_run_of_another_method_is_no_classifier(uninterrupted):
     with pytest.raises(UserError, match="config.method = 'explainer'; an Explainer takes one with classifier or self_"):
         loop.build(tiny("explainer", uninterrupted[1]))
+
+
+def test_masks_can_start_from_the_classifiers_own_weights(classifier_run, held):
+    variables, before, _ = held
+    config = tiny("explainer", classifier_run)
+    config.explainer.start_from_classifier = True
+    classifier = dataclasses.replace(frozen.from_workdir(config), load=lambda mesh: variables)
+    experiment, mesh = loop.build(config, classifier), mesh_lib.make_mesh()
+    state = initial_state(config, *state_creation(experiment, mesh), load_frozen(experiment, mesh))
+    for ours in (state.params, state.ema_params):
+        assert bytes_of(ours) == bytes_of(variables["params"])
+    for ours in (state.batch_stats, state.ema_batch_stats):
+        assert bytes_of(ours) == bytes_of(variables["batch_stats"])
+    # The step takes over the memory of the state, and the classifier keeps its own.
+    deleted = jax.tree.map(lambda leaf: leaf.delete(), (state.params, state.batch_stats))
+    assert deleted and bytes_of(variables) == before
+
+
+STARTS = {
+    "another network": (
+        lambda config: setattr(config.model, "widths", (12,)),
+        r"two are different networks: not in both with one shape are .*, \.\.\.\. Give both",
+    ),
+    "a file too": (lambda config: setattr(config.model, "pretrained", "weights.safetensors"), "set one of them"),
+    "no Explainer": (lambda config: setattr(config, "method", "self_explainer"), "config.method is 'self_explainer'"),
+}
+
+
+@pytest.mark.parametrize("case", STARTS)
+def test_a_start_that_does_not_fit_is_refused(case, classifier_run):
+    change, message = STARTS[case]
+    config = tiny("object" if case == "no Explainer" else "explainer", classifier_run)
+    config.explainer.start_from_classifier = True
+    change(config)
+    with pytest.raises(UserError, match=f"start_from_classifier starts .*{message}"):
+        loop.build(config)
 
 
 def test_a_self_explainer_can_be_explained(tmp_path):

@@ -96,7 +96,34 @@ def build(config: ml_collections.ConfigDict, classifier: FrozenClassifier | None
     else:
         classifier = classifier or from_workdir(config)
         check_classifier(classifier, dataset.info)
-    return Experiment(ml_collections.FrozenConfigDict(config), dataset, model, optimizer, schedule, classifier)
+    experiment = Experiment(ml_collections.FrozenConfigDict(config), dataset, model, optimizer, schedule, classifier)
+    if config.explainer.start_from_classifier:
+        _check_start(experiment)
+    return experiment
+
+
+def _check_start(experiment: Experiment) -> None:
+    """Raises UserError unless an Explainer can start from the weights of its classifier."""
+    what = "config.explainer.start_from_classifier starts an Explainer's network from its classifier's weights"
+    if experiment.classifier is None:
+        raise UserError(f"{what}; config.method is {experiment.config.method!r}.")
+    if experiment.config.model.pretrained:
+        raise UserError(f"{what}, and config.model.pretrained from those of a file: set one of them.")
+    state = experiment.state_shapes
+    ours = _shapes({"params": state.params, "batch_stats": state.batch_stats})
+    theirs = _shapes(experiment.classifier.shapes)
+    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if differing:
+        raise UserError(
+            f"{what}, but the two are different networks: not in both with one shape are {', '.join(differing[:3])}"
+            f"{', ...' if len(differing) > 3 else ''}. Give both the same config.model, or turn it off."
+        )
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of a tree of arrays or of their shapes."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
 def _check_nothing_is_none(config: ml_collections.ConfigDict, name: str = "config") -> None:

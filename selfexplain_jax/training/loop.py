@@ -76,7 +76,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, classifier: FrozenCla
     create, abstract = state_creation(experiment, mesh)
     restored = store.restore(abstract, iterator)
     start, seconds = (restored.step, restored.train_seconds) if restored else (0, 0.0)
-    state = restored.state if restored else initial_state(config, create, abstract)
+    state = restored.state if restored else initial_state(config, create, abstract, frozen)
     run = _Run(experiment, mesh, frozen, workdir, store, iterator, preview, start, seconds)
     try:
         with StopSignal() as stop:
@@ -112,8 +112,9 @@ def untrained(config: ml_collections.ConfigDict) -> TrainResult:
       UserError: a bad config, or weights that cannot be read.
     """
     experiment, mesh = build(config), mesh_lib.make_mesh()
-    state = initial_state(config, *state_creation(experiment, mesh))
-    return _result(experiment, load_frozen(experiment, mesh), state, 0, 0.0)
+    frozen = load_frozen(experiment, mesh)
+    state = initial_state(config, *state_creation(experiment, mesh), frozen)
+    return _result(experiment, frozen, state, 0, 0.0)
 
 
 def _result(experiment: Experiment, frozen: tuple, state: TrainState, step: int, seconds: float) -> TrainResult:

@@ -84,8 +84,12 @@ def state_shardings(config, shapes: TrainState, mesh: jax.sharding.Mesh) -> Trai
     return places.replace(**split)
 
 
-def initial_state(config, create: Callable[[jax.Array], TrainState], abstract: TrainState) -> TrainState:
+def initial_state(
+    config, create: Callable[[jax.Array], TrainState], abstract: TrainState, frozen: tuple = ()
+) -> TrainState:
     """The state at step 0, with the weights that `config.model.pretrained` names in place of random ones.
+
+    With `config.explainer.start_from_classifier` they are those of the frozen classifier.
 
     Files are read before anything compiles. The optimizer's numbers do not depend on the values of the parameters, so
     they stay. A checkpoint holds the weights: a run that goes on reads no file of them.
@@ -94,14 +98,20 @@ def initial_state(config, create: Callable[[jax.Array], TrainState], abstract: T
       config: the whole configuration.
       create: random key -> state, as `create_state`.
       abstract: shapes of what `create` returns.
+      frozen: (variables of the frozen classifier,), of an Explainer.
 
     Raises:
       UserError: see `pretrained.load_pretrained`.
     """
     rng = jax.random.key(config.seed)
-    if not config.model.pretrained:
+    if config.explainer.start_from_classifier:
+        # Copies: the step takes over the memory of the state, and the classifier keeps its own.
+        variables = jax.tree.map(np.array, frozen[0])
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    elif config.model.pretrained:
+        params, batch_stats = load_pretrained(config.model, abstract.params, abstract.batch_stats)
+    else:
         return create(rng)
-    params, batch_stats = load_pretrained(config.model, abstract.params, abstract.batch_stats)
     state = create(rng)
 
     def put(new, old):
