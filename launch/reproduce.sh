@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs rows of docs/results.md again, and says which of them differ from the stored ones by more than the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 7.2 hours of training, and evaluations
+#   bash launch/reproduce.sh                       every row that two cores can run: 7.2 hours of training, 5 of evaluation
 #   bash launch/reproduce.sh synthetic texture     these rows
 #   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons
 #   bash launch/reproduce.sh --seeds=3,4 texture   with other seeds than the stored ones: more say more

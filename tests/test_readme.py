@@ -25,6 +25,17 @@ def blocks(title, language="python"):
     return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
 
+def test_every_rung_says_what_was_measured_and_what_is_expected():
+    section = README.split("## From one laptop to a pod\n", 1)[1].split("\n## ", 1)[0]
+    rungs = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(rungs) >= 6
+    for where, command, time, number in rungs:
+        assert "launch/" in command
+        for cell in (time, number):
+            assert re.match("(measured|expected): ", cell), (where, cell)
+            assert re.search(r"\d|day|that of Slurm", cell), f"{where}: no figure in {cell}"
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A folder with the README's mine.py, photos and labels; what it registers is taken back."""
