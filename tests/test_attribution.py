@@ -1,5 +1,7 @@
 """Every method of the registry keeps the contract; the controls give known answers; bad input is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +134,26 @@ def test_no_method_hides_a_nan(name):
 def test_learned_gives_the_mask_of_the_class_asked_for():
     masks = attribution.learned(PREDICTOR, IMAGES, CLASS_IDS)
     np.testing.assert_allclose(masks[0, 1], jax.nn.sigmoid(3 * IMAGES[0, :, :, 2]), rtol=1e-5)
+
+
+def test_learned_traces_a_networks_masks_once_and_takes_its_weights_as_arguments():
+    traced = []
+
+    def masks(scale, images, class_ids):
+        traced.append(scale)
+        return scale * fake_masks(images, class_ids)
+
+    def learned(scale, images, class_ids):
+        predictor = dataclasses.replace(PREDICTOR, masks=jax.tree_util.Partial(masks, jnp.float32(scale)))
+        return attribution.learned(predictor, images, class_ids)
+
+    first = learned(0.5, IMAGES, CLASS_IDS)
+    assert len(traced) == 1 and isinstance(traced[0], jax.core.Tracer)
+    # Other images, classes and weights of the same shape: the program is there.
+    second = learned(0.25, -IMAGES, CLASS_IDS[::-1].copy())
+    assert len(traced) == 1
+    np.testing.assert_allclose(first, 0.5 * fake_masks(IMAGES, CLASS_IDS), rtol=1e-5)
+    np.testing.assert_allclose(second, 0.25 * fake_masks(-IMAGES, CLASS_IDS[::-1]), rtol=1e-5)
 
 
 def test_constant_is_the_value():
