@@ -45,10 +45,11 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
       {"methods": {label: {"model": name, "asks": name of the first model with the same scores, "metrics": {name:
       value}, "counts": {name: count}, "seconds_per_image": s, "failures": [{"image": position, "message": text}],
       "not_finite": [name], "metric_failures": {metric: message}, "flat_maps": counted maps of one value alone}},
-      "images": how many are in every average, "left_out": positions in the split of those that are not, "controls":
-      labels of what is no method, "asks_the_model": numbers that depend on the classifier behind the method,
-      "sanity_checks": of `sanity_checks.sanity_checks`, "classes_without_a_map": present classes that
-      `config.comparison.classes_per_image` leaves out}. A method that failed on every image has no metrics.
+      "numbers_of": {metric: numbers that it gives}, "images": how many are in every average, "left_out": positions in
+      the split of those that are not, "controls": labels of what is no method, "asks_the_model": numbers that depend on
+      the classifier behind the method, "sanity_checks": of `sanity_checks.sanity_checks`, "classes_without_a_map":
+      present classes that `config.comparison.classes_per_image` leaves out}. A method that failed on every image has no
+      metrics.
 
     Raises:
       UserError: a workdir in a bucket; an unknown model, method, metric or option; models of other classes or image
@@ -71,7 +72,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     left_out = sorted({position for column in compared for position in failures[column.label]})
     if not compared or total == len(left_out):
         raise UserError(f"There is no image that every method could explain. {_first_failures(failures)}")
-    table, asking = {}, set()
+    table, asking, numbers_of = {}, set(), {}
     for column in columns:
         listed = [{"image": position, "message": text} for position, text in failures[column.label].items()]
         row = {"model": column.model, "asks": column.asks, "failures": listed}
@@ -83,6 +84,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
             row["metric_failures"] = {name: found["failure"] for name, found in taken.items() if "failure" in found}
             row["flat_maps"] = max((found.get("flat_maps") or 0 for found in taken.values()), default=0)
             row["seconds_per_image"] = maps.seconds_per_image(notes[column.label], config.evaluation.batch_size)
+            numbers_of |= {name: list(found["metrics"]) for name, found in taken.items() if found["metrics"]}
             asking |= {
                 n for name, found in taken.items() if "model" in MAP_METRICS[name].needs for n in found["metrics"]
             }
@@ -91,6 +93,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     keep_examples(columns, dataset, config, folder)
     return {
         "methods": table,
+        "numbers_of": numbers_of,
         "images": total - len(left_out),
         "left_out": left_out,
         "controls": [column.label for column in columns if column.identity["method"] in CONTROLS],
@@ -186,7 +189,7 @@ def make_columns(
 def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     """Writes WORKDIR/pictures/comparison.png and .pdf: a row for each class of some images, a column for each method.
 
-    Maps that are no masks are scaled to 0..1 one by one; a method that failed leaves its cell empty.
+    Maps that are no masks are scaled to 0..1 one by one; a method that failed has "failed" in its cell.
     """
     evaluated = maps.evaluation(dataset, config)
     wanted = min(config.comparison.figure_images, evaluated.num_examples)
@@ -209,7 +212,7 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
             for column in columns:
                 saliency = drawn[column.label][k]
                 mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
-                cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else None)
+                cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else "failed")
     save_grid(folder / "pictures" / "comparison.png", cells, titles, also=(".pdf",))
 
 
