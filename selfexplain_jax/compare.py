@@ -23,7 +23,7 @@ from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
 from selfexplain_jax.data.balance import labels_of
 from selfexplain_jax.folders import in_bucket
-from selfexplain_jax.map_numbers import CONTROLS, EVERY_CLASS, choose_metrics, take_metrics
+from selfexplain_jax.map_numbers import CONTROLS, EVERY_CLASS, choose_metrics, take_metrics, warnings_of_truth
 from selfexplain_jax.metrics import parts, segmentation, view
 from selfexplain_jax.metrics.explained import min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS
@@ -48,12 +48,12 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
       "numbers_of": {metric: numbers that it gives}, "images": how many are in every average, "left_out": positions in
       the split of those that are not, "controls": labels of what is no method, "asks_the_model": numbers that depend on
       the classifier behind the method, "sanity_checks": of `sanity_checks.sanity_checks`, "classes_without_a_map":
-      present classes that `config.comparison.classes_per_image` leaves out}. A method that failed on every image has no
-      metrics.
+      present classes that `config.comparison.classes_per_image` leaves out, "warnings": sentences about empty and full
+      ground truth}. A method that failed on every image has no metrics.
 
     Raises:
       UserError: a workdir in a bucket; an unknown model, method, metric or option; models of other classes or image
-        sizes than the data set; a split without any image that all methods explain.
+        sizes than the data set; an empty split, or one without any image that all methods explain.
     """
     if in_bucket(workdir):
         raise UserError(f"--workdir={workdir}: a comparison keeps its maps in a folder of this machine.")
@@ -62,17 +62,17 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     columns = make_columns(config, models, dataset.info)
     check_settings(columns, models, config)
     metrics = choose_metrics(config, dataset.info)
+    total = maps.evaluation(dataset, config).num_examples  # Refuses an empty split before anything is written.
     maps.claim_folder(folder, columns, config)
     beyond = classes_without_a_map(dataset, config)
     notes = {column.label: maps.make_maps(column, dataset, config, folder) for column in columns}
     failures = {label: maps.all_failures(of_method) for label, of_method in notes.items()}
-    total = maps.evaluation(dataset, config).num_examples
     broken = {label for label, rows in failures.items() if len(rows) == total}
     compared = [column for column in columns if column.label not in broken]
     left_out = sorted({position for column in compared for position in failures[column.label]})
     if not compared or total == len(left_out):
         raise UserError(f"There is no image that every method could explain. {_first_failures(failures)}")
-    table, asking, numbers_of = {}, set(), {}
+    table, asking, numbers_of, everything = {}, set(), {}, []
     for column in columns:
         listed = [{"image": position, "message": text} for position, text in failures[column.label].items()]
         row = {"model": column.model, "asks": column.asks, "failures": listed}
@@ -84,11 +84,15 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
             row["metric_failures"] = {name: found["failure"] for name, found in taken.items() if "failure" in found}
             row["flat_maps"] = max((found.get("flat_maps") or 0 for found in taken.values()), default=0)
             row["seconds_per_image"] = maps.seconds_per_image(notes[column.label], config.evaluation.batch_size)
+            everything += taken.values()
             numbers_of |= {name: list(found["metrics"]) for name, found in taken.items() if found["metrics"]}
             asking |= {
                 n for name, found in taken.items() if "model" in MAP_METRICS[name].needs for n in found["metrics"]
             }
         table[column.label] = row
+    warnings = warnings_of_truth(everything)
+    for text in warnings:
+        logging.warning("%s", text)
     draw(columns, dataset, config, folder)
     keep_examples(columns, dataset, config, folder)
     return {
@@ -100,6 +104,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
         "asks_the_model": sorted(asking),
         "sanity_checks": sanity_checks(compared, models, dataset, config, folder, left_out),
         "classes_without_a_map": beyond,
+        "warnings": warnings,
     }
 
 

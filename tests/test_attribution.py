@@ -210,6 +210,31 @@ def test_ground_truth_is_the_class_and_void_is_left_out():
     np.testing.assert_array_equal(attribution.ground_truth(mask, np.array([[2, 0]])), expected)
 
 
+def test_ground_truth_of_a_class_that_is_not_shown_is_empty():
+    mask = np.full((1, 2, 2), 3, np.uint8)
+    assert not attribution.ground_truth(mask, np.array([[0, 1]]), num_classes=3).any()
+    assert attribution.ground_truth(mask, np.array([[2]]), num_classes=3).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "class_ids", "message"),
+    [
+        ((1, 2, 2), [[-1]], r"0\.\.2; got -1"),  # It would be the background.
+        ((1, 2, 2), [[0, 3]], r"0\.\.2; got 3"),
+        ((1, 2, 2), [[0.0]], "must be integers; got float64"),
+        ((1, 2, 2), [0], r"mask \[B, H, W\] and class ids \[B, k\]; got shapes \(1, 2, 2\) and \(1,\)"),
+        ((2, 2), [[0], [0]], r"got shapes \(2, 2\) and \(2, 1\)"),
+        ((2, 2, 2), [[0]], r"got shapes \(2, 2, 2\) and \(1, 1\)"),
+    ],
+)
+def test_ground_truth_of_what_does_not_exist_is_refused(mask, class_ids, message):
+    with pytest.raises(UserError, match=message):
+        attribution.ground_truth(np.zeros(mask, np.uint8), np.asarray(class_ids), num_classes=3)
+    # Without the number of classes, void is the first that is none.
+    with pytest.raises(UserError, match=r"0\.\.253; got 254"):
+        attribution.ground_truth(np.full((1, 2, 2), 255, np.uint8), np.array([[254]]))
+
+
 @pytest.mark.parametrize("name", attribution.METHODS)
 @pytest.mark.parametrize(
     ("images", "class_ids", "message"),

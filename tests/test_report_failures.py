@@ -91,12 +91,13 @@ def test_the_page_has_them_too(tmp_path):
     assert view["flat"] == [("bad", 6)] and view["not_finite"] == [("bad", "iou"), ("bad", "f1")]
     folder = write_comparison(tmp_path / "c", pictures=0)
     stored = json.loads((folder / "comparison.json").read_text())
-    (folder / "comparison.json").write_text(json.dumps(stored | RESULTS))
+    (folder / "comparison.json").write_text(json.dumps(stored | RESULTS | {"warnings": ["1 maps & more."]}))
     text = report.write_report(folder)[0].read_text()
     assert 'data-value="0.75"><span class="unseen">best: </span>0.75<span aria-hidden="true">&nbsp;★</span> ' in text
     assert '<span class="tag bad">failed on 3</span></td>' in text
     assert 'data-value=""> <span class="tag bad">not finite</span></td>' in text
     assert "<strong>bad</strong> has 6 maps of one value alone, which count like any other." in text
+    assert '<p class="note">1 maps &amp; more.</p>' in text
     assert "and so left out: <strong>iou</strong> of bad, <strong>f1</strong> of bad.</p>" in text
 
 

@@ -231,7 +231,7 @@ def table_view(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     ]
     flat = [(label, row["flat_maps"]) for label, row in table["methods"].items() if row.get("flat_maps")]
     view = {"name": name, "columns": columns, "rows": lines, "failed": failed, "unmeasured": unmeasured}
-    view |= {"flat": flat, "not_finite": failures.not_finite_numbers(table)}
+    view |= {"flat": flat, "not_finite": failures.not_finite_numbers(table), "warnings": table.get("warnings", [])}
     return view | {"images": table.get("images"), "left_out": len(table.get("left_out", ()))}
 
 

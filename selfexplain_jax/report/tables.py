@@ -119,6 +119,7 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
         lines.append(
             f"\n{beyond} classes of images that show more than config.comparison.classes_per_image have no map."
         )
+    lines += [f"- {text}" for text in results.get("warnings", ())]
     lines += _sanity_lines(results)
     return "\n".join(lines) + "\n"
 
