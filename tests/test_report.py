@@ -1,6 +1,8 @@
 """The report from files: tables, spreads, sentences, what is escaped, how large it gets."""
 
 import csv
+import dataclasses
+import functools
 import io
 import json
 import re
@@ -192,6 +194,39 @@ def test_sanity_checks_have_a_table(tmp_path):
     text = (folder / "report.html").read_text()
     assert 'id="sanity"' in text and ATTACK not in text
     assert page.sanity_view({}) is None and tables.sanity_rows({})[1] == []
+
+
+def many_kept(images, methods, classes):
+    """The same picture of noise many times, with maps of as many methods and classes."""
+    rng, names = np.random.default_rng(0), [f"method_{number}" for number in range(methods)]
+    shown = rng.random((256, 256, 3)), np.ones((128, 128), np.uint8)
+    kept = examples.keep(*shown, np.arange(classes), rng.random((methods, classes, 128, 128)))
+    label = np.ones(classes)
+    rows = {p: examples.row_of(label, {"m": (label, label)}, dict.fromkeys(names, 0.5)) for p in range(images)}
+    named = [f"class number {number}" for number in range(classes)]
+    return examples.Examples(named, names, names[0], rows, dict.fromkeys(range(images), kept))
+
+
+@pytest.mark.parametrize("images, methods, classes, all_fit", [(200, 4, 1, True), (450, 12, 3, False)])
+def test_a_page_of_many_images_keeps_its_bound(tmp_path, monkeypatch, images, methods, classes, all_fit):
+    """The whole file, with pictures of the training that fill what they may take."""
+    kept, make_card = many_kept(images, methods, classes), gallery.make_card
+    folder = write_run(tmp_path / "run", pictures=0)
+    # All cards show the same: each quality is encoded once.
+    encoded = functools.cache(lambda quality: make_card(kept, 0, ["even"], quality))
+
+    def card(kept, position, kinds, quality):
+        return dataclasses.replace(encoded(quality), position=position, kinds=kinds)
+
+    monkeypatch.setattr(gallery, "make_card", card)
+    if not all_fit:  # Many small pictures, so that the markup around them counts most.
+        monkeypatch.setattr(gallery, "LADDER", gallery.LADDER[-1:])
+    monkeypatch.setattr(page, "read_run", lambda where: dataclasses.replace(read_run(where), kept=kept))
+    monkeypatch.setattr(page, "training_views", lambda run: [(1, "data:," + "0" * (page.TRAINING_BUDGET - 6))])
+    file = report.write_report(folder)[0]
+    assert 5e6 < file.stat().st_size <= 15e6
+    count = file.read_text().count("<article class=")
+    assert count == images if all_fit else 200 < count < images
 
 
 def test_failures_stand_first():
