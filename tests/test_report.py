@@ -229,6 +229,16 @@ def test_a_page_of_many_images_keeps_its_bound(tmp_path, monkeypatch, images, me
     assert count == images if all_fit else 200 < count < images
 
 
+def test_classes_with_maps_can_be_picked_beside_those_labelled_and_named():
+    label, named = np.asarray([1, 0, 0, 0]), np.asarray([0, 1, 0, 0])
+    rows = {0: examples.row_of(label, {"m": (named, named)}, {"mask": 0.5})}
+    picture = examples.keep(np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.asarray([0, 3]), np.zeros((1, 2, 4, 4)))
+    kept = examples.Examples(["cat", "dog", "cow", "ant"], ["mask"], "mask", rows, {0: picture})
+    cards, _ = gallery.gallery(kept)
+    assert cards[0].listed_under() == [0, 1, 3]
+    assert page.class_choices(types.SimpleNamespace(kept=kept), cards) == [(3, "ant"), (0, "cat"), (1, "dog")]
+
+
 def test_failures_stand_first():
     told = {"m": (np.asarray([0.9, 0.1]), np.asarray([1, 0]))}
     bad = {"m": (np.asarray([0.2, 0.8]), np.asarray([0, 1]))}

@@ -56,6 +56,10 @@ class Card:
         """Returns the classes that some model names."""
         return [class_id for told in self.row["predictions"].values() for class_id in told["classes"]]
 
+    def listed_under(self) -> list[int]:
+        """Returns the classes that the card is found by: labelled, named by a model, or with maps of their own."""
+        return sorted({*self.labels, *self.named(), *(shown["id"] for shown in self.classes)})
+
 
 def gallery(kept: Examples, budget: int = BUDGET) -> tuple[list[Card], int]:
     """Returns the cards, failures first, and how many images had no room in `budget` bytes.

@@ -269,8 +269,7 @@ def class_choices(run: Run, cards: Sequence[gallery.Card]) -> list[tuple[int, st
     """Returns (class id, name) of the classes that the gallery can be narrowed to, by name."""
     if run.kept is None:
         return []
-    ids = {class_id for card in cards for class_id in card.labels}
-    ids |= {class_id for card in cards for class_id in card.named()}
+    ids = {class_id for card in cards for class_id in card.listed_under()}
     return sorted(((class_id, run.kept.class_names[class_id]) for class_id in ids), key=lambda found: found[1])
 
 
