@@ -11,6 +11,7 @@ import time
 
 import pytest
 from event_files import events_of
+from required_tools import missing
 from test_loop import assert_same_bytes, calling, metrics_of, tiny_config
 
 from selfexplain_jax.data.fakes import write_folder
@@ -91,7 +92,7 @@ def test_disk_that_is_full_is_named_and_with_room_the_run_goes_on(tmp_path):
     (tmp_path / "disk").mkdir()
     mount = [*unshare, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "disk")]
     if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here in a namespace of its own")
+        missing("no disk can be mounted here in a namespace of its own (util-linux, user namespaces allowed)")
     done = subprocess.run(
         [*unshare, sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path / "disk"), str(tmp_path / "whole")],
         env=os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},

@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
+from required_tools import missing, need_package
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install -r requirements-test.txt")
+need_package("selenium")
 from report_runs import ATTACK, write_comparison, write_run  # noqa: E402
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -26,7 +27,7 @@ def browser():
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip("no Chromium and chromedriver on the PATH (Debian: apt install chromium chromium-driver)")
+        missing("no Chromium and chromedriver on the PATH (Debian: apt install chromium chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in FLAGS.split():
