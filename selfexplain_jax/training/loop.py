@@ -34,7 +34,8 @@ PICTURE_EXAMPLES = 8
 """Examples of the evaluation split whose masks are drawn while training."""
 
 RUN_AHEAD = 8
-"""Steps that the host may be ahead of the accelerator: enough to hide the host, few enough to bound the memory."""
+"""Steps that the host may be ahead of the accelerator: enough to hide reading and the transfer of batches, which JAX
+makes while the device computes, and few enough to bound the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
