@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from selfexplain_jax.costs import contractions, memory_of
+from selfexplain_jax.costs import contractions, memory_of, peak_bytes
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.pipeline import evaluation_batches, train_iterator
 from selfexplain_jax.training import mesh as mesh_lib
@@ -164,8 +164,8 @@ def compile_timed(lowered: jax.stages.Lowered, operations: float) -> tuple[jax.s
     started = time.perf_counter()
     compiled = lowered.compile()
     once = {"step GFLOP": [operations / 1e9], "compile s": [time.perf_counter() - started]}
-    memory = memory_of(compiled)
-    return compiled, once | ({"memory MB": [memory.get("peak", memory["total"]) / 1e6]} if memory else {})
+    memory = peak_bytes(memory_of(compiled))
+    return compiled, once | ({} if memory is None else {"memory MB": [memory / 1e6]})
 
 
 def timed(iterator, step: Callable, batch_size: int, steps: int, repetitions: int, name: str) -> Measurement:

@@ -59,6 +59,8 @@ def temporary_bytes(function: Callable, *arguments: Any) -> int:
 def memory_of(compiled: jax.stages.Compiled) -> dict[str, int] | None:
     """What the compiler says of a program's memory in bytes: {"arguments", "outputs", "shared", "temporary", "program",
     "total"} and, of some backends, "peak", the most that is needed at one time; None where the backend does not tell.
+
+    A peak with no room for half of the temporary memory is left out: XLA for CPU counts arguments and outputs alone.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
@@ -66,7 +68,14 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, int] | None:
     memory = {name: int(getattr(analysis, field)) for name, field in _MEMORY.items()}
     memory["total"] = sum(memory.values()) - 2 * memory["shared"]
     peak = int(getattr(analysis, "peak_memory_in_bytes", 0))
-    return memory | ({"peak": peak} if peak > 0 else {})
+    outside = memory["arguments"] + memory["outputs"] - memory["shared"]
+    whole = peak > 0 and peak >= outside + memory["temporary"] / 2
+    return memory | ({"peak": peak} if whole else {})
+
+
+def peak_bytes(memory: dict[str, int] | None) -> int | None:
+    """The most that a program needs at one time, arguments included: "peak" of what `memory_of` says, else "total"."""
+    return None if memory is None else memory.get("peak", memory["total"])
 
 
 def _open(function: Callable, *arguments: Any) -> core.Jaxpr:
