@@ -55,6 +55,21 @@ def test_contractions_count_each_weight_at_each_cell_as_pytorch_does():
     assert costs.contractions(jax.jit(jnp.matmul), jnp.ones((4, 2, 3)), jnp.ones((4, 3, 5))) == 2 * 4 * 2 * 3 * 5
 
 
+def test_peak_holds_what_lies_between_arguments_and_result():
+    """XLA for CPU tells a peak of arguments and outputs alone, which is none."""
+
+    def through_two_products(x, w):
+        hidden = jnp.tanh(x @ w)
+        return jnp.tanh(hidden @ w).sum() + hidden.sum()
+
+    shapes = jax.ShapeDtypeStruct((512, 256), np.float32), jax.ShapeDtypeStruct((256, 256), np.float32)
+    arguments, hidden = 4 * (512 * 256 + 256 * 256), 4 * 512 * 256
+    found = costs.compiled_costs(jax.grad(through_two_products, argnums=1), *shapes)
+    # The gradient is as large as w; backwards, one hidden layer at least is there with them.
+    assert found["memory_bytes"] >= arguments + 4 * 256 * 256 + hidden
+    assert found["compile_seconds"] > 0 and found["operations"] > 2 * 2 * 512 * 256 * 256
+
+
 @pytest.mark.parametrize("told, peak", [(9_800, 9_800), (10_000, 10_000), (1_400, 12_000), (0, 12_000)])
 def test_a_peak_without_the_temporary_memory_is_not_believed(told, peak):
     analysis = types.SimpleNamespace(
