@@ -263,6 +263,8 @@ class _Run:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise self._not_finite(self.step, f"parameter {name}", math.nan)
         self.saved_seconds = self.train_seconds()
+        # A run that goes on from this checkpoint does not tell again what came before it.
+        self._writer.flush()
         self._store.save(self.step, state, self._iterator, self.saved_seconds)
 
     def _not_finite(self, step: int, name: str, value: float) -> UserError:
