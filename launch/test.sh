@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Style and tests, as continuous integration runs them. Arguments go to pytest: bash launch/test.sh tests/test_explain.py -x
 # Slow tests are left out; `bash launch/test.sh -m slow` runs those. Two processes share the tests; -n 0 is one process.
+# SELFEXPLAIN_REQUIRE_TOOLS=1: a test whose program is not installed (a browser, shellcheck) fails and is not skipped.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -26,13 +26,14 @@ import numpy as np
 from selfexplain_jax import attribution, costs
 from selfexplain_jax import benchmark_peers as peers_lib
 from selfexplain_jax.attribution.extremal_perturbation import AREAS
+from selfexplain_jax.benchmark_step import matrix_product_rates
 from selfexplain_jax.data import photos as photo_files
 from selfexplain_jax.data.pipeline import evaluation_batches, normalise
 from selfexplain_jax.metrics import faithfulness
 from selfexplain_jax.models import build_model
 from selfexplain_jax.models.pretrained import foreign_weights
 from selfexplain_jax.training import loop
-from selfexplain_jax.training.mesh import usable_cores
+from selfexplain_jax.training.mesh import make_mesh, usable_cores
 from selfexplain_jax.training.state import apply_masks, bind, make_predictor, network_predictor
 from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, UserError
 
@@ -262,27 +263,32 @@ def _less(number: int, published: int, what: str) -> str:
 # ---- Measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(row: Row, peers: peers_lib.Peers, repetitions: int, operations: bool) -> dict[str, Any]:
-    """Measures one row on both sides.
+def measure(
+    row: Row, peers: peers_lib.Peers, settings: ml_collections.ConfigDict, product_rate: float
+) -> dict[str, Any]:
+    """Measures one row on both sides. No time is spent waiting for data: photos and maps lie in memory beforehand.
 
     Args:
       row: what to call.
       peers: the other side.
-      repetitions: of each side.
-      operations: count floating-point operations too.
+      settings: config.benchmark: repetitions of each side; with operations the call is compiled once more, as one
+        program, for its operations, its memory and the time that takes.
+      product_rate: operations per second of a large matrix product on this device.
 
     Returns:
       {"settings", "note", "maps", "peer": package and version, "seconds": {"ours": [...], "peer": [...]},
       "median_seconds" and "maps_per_second": {"ours", "peer"}, "ratio": how many times faster ours is, "missing": why
-      the peer's are missing, "operations_per_map", "operations_per_second", "contractions_per_map": operations of
-      products and convolutions alone, which takes no compilation}; what there is not is None.
+      the peer's are missing, "operations_per_map", "operations_per_second", "memory_bytes" and "compile_seconds" of
+      the call as one program (see `costs.compiled_costs`), "contractions_per_map": operations of products and
+      convolutions alone, which takes no compilation, "share_of_product": their rate over `product_rate`}; what there is
+      not is None.
     """
-    own, other, missing = peers_lib.in_turn(
-        lambda: row.function(*row.arguments), functools.partial(peers.seconds, row.task, row.settings), repetitions
-    )
+    theirs = functools.partial(peers.seconds, row.task, row.settings)
+    own, other, missing = peers_lib.in_turn(lambda: row.function(*row.arguments), theirs, settings.repetitions)
     # Half of a peer's times would be another median.
     medians = {"ours": statistics.median(own), "peer": None if missing else statistics.median(other)}
-    counted = costs.operations(row.function, *row.arguments) if operations else None
+    compiled = costs.compiled_costs(row.function, *row.arguments) if settings.operations else {}
+    counted, contracted = compiled.get("operations"), costs.contractions(row.function, *row.arguments)
     version = peers.about.get("versions", {}).get(row.package)
     return {
         "settings": dict(row.settings),
@@ -296,7 +302,10 @@ def measure(row: Row, peers: peers_lib.Peers, repetitions: int, operations: bool
         "missing": missing,
         "operations_per_map": None if counted is None else counted / row.maps,
         "operations_per_second": None if counted is None else counted / medians["ours"],
-        "contractions_per_map": costs.contractions(row.function, *row.arguments) / row.maps,
+        "memory_bytes": compiled.get("memory_bytes"),
+        "compile_seconds": compiled.get("compile_seconds"),
+        "contractions_per_map": contracted / row.maps,
+        "share_of_product": contracted / medians["ours"] / product_rate,
     }
 
 
@@ -313,8 +322,9 @@ def run(
       peers: see `benchmark_peers.find_interpreter`.
 
     Returns:
-      {"photos", "network", "cores", "peers": what their process says of itself, "rows": {name: see `measure`}}; the row
-      of the Self-Explainer has "ratio_to_own_grad_cam" too.
+      {"photos", "network", "cores", "matrix_product": operations per second of a large one, each repetition, "peers":
+      what their process says of itself, "rows": {name: see `measure`}}; the row of the Self-Explainer has
+      "ratio_to_own_grad_cam" too.
 
     Raises:
       UserError: a bad config, photos, row or interpreter.
@@ -328,11 +338,14 @@ def run(
     other = peers_lib.start(interpreter, folder, weights=subject.weights, strides=list(subject.strides), inputs=inputs)
     print(f"{config.model.name}, {subject.images.shape[1]} px, {subject.photos}, {usable_cores()} cores")
     print(other.missing or f"Peers: {other.about}")
+    one_device = make_mesh(jax.devices()[:1])
+    products = matrix_product_rates(settings.repetitions, one_device, config.model.compute_dtype)
+    print(f"A matrix product: {max(products):,.1f} GFLOP/s. Waiting for data: 0 %, the photos lie in memory.")
     print(HEADER)
     measured = {}
     try:
         for row in rows:
-            measured[row.name] = measure(row, other, settings.repetitions, settings.operations)
+            measured[row.name] = measure(row, other, settings, 1e9 * max(products))
             print(table_row(row.name, measured[row.name]), flush=True)
     finally:
         other.close()
@@ -344,6 +357,7 @@ def run(
         "photos": subject.photos,
         "network": config.model.name,
         "cores": usable_cores(),
+        "matrix_product": [1e9 * rate for rate in products],
         "peers": other.about,
         "rows": measured,
     }
@@ -355,8 +369,9 @@ def _seconds(measured, name) -> float:
 
 HEADER = (
     f"{'':<22} {'ours, s':>9} {'peer, s':>9} {'ratio':>7} {'maps/s':>9} {'GFLOP/map':>10} {'GFLOP/s':>8}"
-    "  settings; peer"
+    f" {'% product':>9} {'peak MB':>9} {'compile s':>9}  settings; peer"
 )
+"""% product: products and convolutions a second, of a large matrix product's."""
 
 
 def table_row(name: str, measured: Mapping[str, Any]) -> str:
@@ -376,6 +391,9 @@ def table_row(name: str, measured: Mapping[str, Any]) -> str:
             cell(measured["maps_per_second"]["ours"], 9, 2),
             cell(measured["operations_per_map"], 10, 3, 1e9),
             cell(measured["operations_per_second"], 8, 1, 1e9),
+            cell(measured["share_of_product"], 9, 1, 0.01),
+            cell(measured["memory_bytes"], 9, 1, 1e6),
+            cell(measured["compile_seconds"], 9, 1),
             f" {said}",
         )
     )

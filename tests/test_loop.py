@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from event_files import events_of
+from event_files import events_of, shown_scalars
 
 from selfexplain_jax.config import base_config
 from selfexplain_jax.objectives.compose import TERMS
@@ -231,6 +231,10 @@ def test_kill_in_the_middle_then_the_resumed_run_equals_the_uninterrupted_one(tm
     assert resumed.train_seconds > before
     assert_same_bytes(resumed.state, uninterrupted[0].state)
     assert metrics_of(tmp_path) == metrics_of(uninterrupted[1])
+    # TensorBoard shows every line once as well: those before the checkpoint were not lost with the killed process.
+    lines = metrics_of(tmp_path)
+    for tag in ("loss", "term/object"):
+        assert shown_scalars(tmp_path)[tag] == [(line["step"], np.float32(line[tag])) for line in lines]
 
 
 def damaging(monkeypatch, damage, after=5):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from required_tools import need_package
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "launch" / "colab").glob("*.ipynb"))
@@ -77,7 +78,7 @@ def test_installing_keeps_the_jax_of_the_machine(found, after):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_cell_runs(path, tmp_path):
-    pytest.importorskip("nbmake")
+    need_package("nbmake")
     # In a folder of its own: notebooks write beside themselves.
     copy = tmp_path / path.name
     copy.write_bytes(path.read_bytes())

@@ -1,6 +1,8 @@
 """The report from files: tables, spreads, sentences, what is escaped, how large it gets."""
 
 import csv
+import dataclasses
+import functools
 import io
 import json
 import re
@@ -10,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import ATTACK, ROOT, write_comparison, write_run
+from report_runs import ATTACK, CLASSES, ROOT, write_comparison, write_run
 
 from selfexplain_jax import examples, report
 from selfexplain_jax.report import curves, findings, gallery, page, tables
@@ -112,10 +114,18 @@ def test_curves_are_read_drawn_and_their_damage_named(tmp_path):
 def test_outside_strings_are_escaped_and_nothing_is_asked_of_a_network(tmp_path):
     write_run(tmp_path / "run", pictures=6)
     page, *others = report.write_report(tmp_path / "run")
-    assert [file.name for file in others] == ["results.md", "results.csv", "results.tex", "curves.png", "curves.pdf"]
-    with Image.open(others[3]) as picture:
+    tabled = [f"{table}{suffix}" for table in ("results", "mistakes") for suffix in (".md", ".csv", ".tex")]
+    assert [file.name for file in others] == [*tabled, "curves.png", "curves.pdf"]
+    with Image.open(others[6]) as picture:
         assert picture.width > 300
-    assert others[4].read_bytes().startswith(b"%PDF")
+    assert others[7].read_bytes().startswith(b"%PDF")
+    # Images 4, 14, 24 and 34 of the classes 1, 2, 0 and 1 are taken for the next one.
+    mistakes = list(csv.reader(io.StringIO((tmp_path / "run" / "mistakes.csv").read_text())))
+    assert mistakes == [["label", "predicted", "times"], [ATTACK, CLASSES[2], "2"], *mistakes[2:]]
+    assert sorted(mistakes[2:]) == [["cat", ATTACK, "1"], [CLASSES[2], "cat", "1"]]
+    assert f"| cat | {ATTACK} | 1 |" in (tmp_path / "run" / "mistakes.md").read_text()
+    latex = (tmp_path / "run" / "mistakes.tex").read_text()
+    assert "\\begin{tabular}{llr}" in latex and "dog \\& " in latex
     html = page.read_text()
     assert ATTACK not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     # Only this package's own script, and every address is inside the page.
@@ -185,13 +195,81 @@ def test_sanity_checks_have_a_table(tmp_path):
     text = tables.comparison_markdown(results)
     assert "| learned | all redrawn | 0.1 | 0.2 | 7 | 7 |" in text
     assert f"- `rise`, cascading: could not be checked: {ATTACK}" in text
-    html = page.sanity_view(results)
-    assert html["rows"][0] == ["learned", "redrawn down to head", "0.50", "-", "7", "0"]
-    assert html["failed"] == [("rise", "cascading", ATTACK)]
-    report.write_report(folder)
+    view = page.sanity_view(results)
+    assert [column["name"] for column in view["columns"]] == header[2:] and all(c["known"] for c in view["columns"])
+    first = view["rows"][0]
+    assert (first["label"], first["check"]) == ("learned", "redrawn down to head")
+    assert [cell["text"] for cell in first["cells"]] == ["0.50", "–", "7", "0"]
+    assert view["failed"] == [("rise", "cascading", ATTACK)]
+    files = report.write_report(folder)
     text = (folder / "report.html").read_text()
-    assert 'id="sanity"' in text and ATTACK not in text
+    assert 'id="sanity"' in text and ATTACK not in text and 'id="def-rank_correlation"' in text
+    assert {f"sanity_checks{suffix}" for suffix in (".md", ".csv", ".tex")} <= {file.name for file in files}
+    markdown = (folder / "sanity_checks.md").read_text().splitlines()
+    assert markdown[0] == "| method | check | ssim | rank_correlation | maps | defined |"
+    assert markdown[2] == "| learned | redrawn down to head | 0.5 | - | 7 | 0 |" and len(markdown) == 6
+    assert (folder / "sanity_checks.csv").read_text().splitlines()[1] == "learned,redrawn down to head,0.5,,7,0"
+    latex = (folder / "sanity_checks.tex").read_text()
+    assert latex.startswith("\\begin{tabular}{llrrrr}\n\\toprule\nmethod & check & ssim & rank correlation & maps")
+    assert "learned & redrawn down to head & $0.5$ & -- & $7$ & $0$ \\\\\n" in latex
     assert page.sanity_view({}) is None and tables.sanity_rows({})[1] == []
+
+
+def many_kept(images, methods, classes):
+    """The same picture of noise many times, with maps of as many methods and classes."""
+    rng, names = np.random.default_rng(0), [f"method_{number}" for number in range(methods)]
+    shown = rng.random((256, 256, 3)), np.ones((128, 128), np.uint8)
+    kept = examples.keep(*shown, np.arange(classes), rng.random((methods, classes, 128, 128)))
+    label = np.ones(classes)
+    rows = {p: examples.row_of(label, {"m": (label, label)}, dict.fromkeys(names, 0.5)) for p in range(images)}
+    named = [f"class number {number}" for number in range(classes)]
+    return examples.Examples(named, names, names[0], rows, dict.fromkeys(range(images), kept))
+
+
+@pytest.mark.parametrize("images, methods, classes, all_fit", [(200, 4, 1, True), (450, 12, 3, False)])
+def test_a_page_of_many_images_keeps_its_bound(tmp_path, monkeypatch, images, methods, classes, all_fit):
+    """The whole file, with pictures of the training that fill what they may take."""
+    kept, make_card = many_kept(images, methods, classes), gallery.make_card
+    folder = write_run(tmp_path / "run", pictures=0)
+    # All cards show the same: each quality is encoded once.
+    encoded = functools.cache(lambda quality: make_card(kept, 0, ["even"], quality))
+
+    def card(kept, position, kinds, quality):
+        return dataclasses.replace(encoded(quality), position=position, kinds=kinds)
+
+    monkeypatch.setattr(gallery, "make_card", card)
+    if not all_fit:  # Many small pictures, so that the markup around them counts most.
+        monkeypatch.setattr(gallery, "LADDER", gallery.LADDER[-1:])
+    monkeypatch.setattr(page, "read_run", lambda where: dataclasses.replace(read_run(where), kept=kept))
+    monkeypatch.setattr(page, "training_views", lambda run: [(1, "data:," + "0" * (page.TRAINING_BUDGET - 6))])
+    file = report.write_report(folder)[0]
+    assert 5e6 < file.stat().st_size <= 15e6
+    count = file.read_text().count("<article class=")
+    assert count == images if all_fit else 200 < count < images
+
+
+def test_classes_with_maps_can_be_picked_beside_those_labelled_and_named():
+    label, named = np.asarray([1, 0, 0, 0]), np.asarray([0, 1, 0, 0])
+    rows = {0: examples.row_of(label, {"m": (named, named)}, {"mask": 0.5})}
+    picture = examples.keep(np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.asarray([0, 3]), np.zeros((1, 2, 4, 4)))
+    kept = examples.Examples(["cat", "dog", "cow", "ant"], ["mask"], "mask", rows, {0: picture})
+    cards, _ = gallery.gallery(kept)
+    assert cards[0].listed_under() == [0, 1, 3]
+    assert page.class_choices(types.SimpleNamespace(kept=kept), cards) == [(3, "ant"), (0, "cat"), (1, "dog")]
+
+
+def test_definitions_lead_to_their_page_from_a_folder_in_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "CHECKOUT", tmp_path / "clone")
+    inside, outside = tmp_path / "clone" / "runs" / "a", tmp_path / "elsewhere"
+    write_run(inside, pictures=0)
+    write_run(outside, pictures=0)
+    assert page.metrics_page(inside) == ""  # An installed package brings no documents.
+    (tmp_path / "clone" / "docs").mkdir()
+    (tmp_path / "clone" / "docs" / "metrics.md").write_text("")
+    assert page.metrics_page(outside) == page.metrics_page("gs://bucket/run") == ""
+    html = report.write_report(inside)[0].read_text()
+    assert '<a href="../../docs/metrics.md">docs/metrics.md</a>' in html
+    assert "href=" not in re.search(r"<p>Formulas.*?</p>", report.write_report(outside)[0].read_text()).group()
 
 
 def test_failures_stand_first():

@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
+from required_tools import missing, need_package
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install -r requirements-test.txt")
+need_package("selenium")
 from report_runs import ATTACK, write_comparison, write_run  # noqa: E402
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -26,7 +27,7 @@ def browser():
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip("no Chromium and chromedriver on the PATH (Debian: apt install chromium chromium-driver)")
+        missing("no Chromium and chromedriver on the PATH (Debian: apt install chromium chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in FLAGS.split():
@@ -70,14 +71,6 @@ def test_a_run(browser, pages):
     assert "0.6 ± 0.1" in find("#numbers tbody tr")[0].text
     assert len(find("#numbers tbody tr")) == 2 and find("#audit .tag")
     assert [chart.text for chart in find("#curves figcaption")][:3] == ["loss", "area term", "learning rate"]
-    # The whole page fits a phone; tables scroll for themselves.
-    for width in (1280, 360):
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True},
-        )
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     # Charts answer to the arrow keys.
     plot = find(".plot")[0]
@@ -95,18 +88,39 @@ def test_a_run(browser, pages):
     find("#step")[0].send_keys(Keys.ARROW_LEFT)
     WebDriverWait(browser, 10).until(lambda _: steps_shown() == ["20"])
 
+    check_quiet(browser, pages["run"])
+
+
+@pytest.mark.parametrize("name", ["run", "comparison"])
+def test_a_page_fits_a_phone_and_has_a_dark_side(browser, pages, name):
+    find = opened(browser, pages[name])
+    for box in find(".all-numbers"):
+        box.send_keys(Keys.SPACE)
+    # The whole page fits; tables scroll for themselves.
+    for width in (1280, 360):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+        )
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
     # The theme is the system's, then the reader's.
-    colors = set()
+    def background():
+        return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    colors = []
     for scheme in ("dark", "light"):
         emulated = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
-        colors.add(find("body")[0].value_of_css_property("background-color"))
-    assert len(colors) == 2
-    for _ in range(2):
+        colors.append(background())
+    assert colors == ["rgb(20, 23, 26)", "rgb(255, 255, 255)"]
+    while find("#theme")[0].text != "Theme: dark":
         find("#theme")[0].send_keys(Keys.ENTER)
-    assert find("#theme")[0].text == "Theme: dark"
-    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
-    check_quiet(browser, pages["run"])
+    assert background() == "rgb(20, 23, 26)"
+    browser.execute_script("localStorage.clear()")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    check_quiet(browser, pages[name])
 
 
 def test_a_comparison(browser, pages):
@@ -132,6 +146,16 @@ def test_a_comparison(browser, pages):
     assert not hidden[0].is_displayed()
     find(".all-numbers")[0].send_keys(Keys.SPACE)
     assert hidden[0].is_displayed()
+
+    # The sanity checks sort as well, and say what their columns mean.
+    [correlation] = [th for th in find("#sanity thead th") if th.text.startswith("rank correlation")]
+    correlation.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+    checks = [cell.get_attribute("data-value") for cell in find("#sanity tbody td:nth-child(2)")]
+    assert checks == ["one run redrawn, mean", "all redrawn", "random labels", "redrawn down to head"]
+    assert [cell.text for cell in find("#sanity tbody td:nth-child(4)")] == ["0.60", "0.20", "-0.10", "–"]
+    meanings = [link.get_attribute("href").partition("#")[2] for link in find("#sanity thead .what")]
+    assert meanings == [f"def-{name}" for name in ("ssim", "rank_correlation", "maps", "defined")]
+    assert all(find(f"#{meaning}") for meaning in meanings)
 
     # Opacity: what lies over the photo.
     over = visible(find(".over"))[0]

@@ -1,11 +1,19 @@
 """metrics.jsonl, TensorBoard events and the progress line."""
 
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
-from event_files import events_of
+from event_files import events_of, shown_scalars
 
 from selfexplain_jax.training import writers
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def lines_of(workdir):
@@ -37,6 +45,35 @@ def test_resuming_takes_out_later_lines_and_torn_ones(tmp_path):
     # TensorBoard is told to hide what came before from step 21 on.
     starts = [e.step for e in events_of(tmp_path) if e.HasField("session_log")]
     assert starts == [21]
+
+
+KILLED = """
+    import os, signal, sys
+    from selfexplain_jax.training.writers import MetricWriter
+
+    writer = MetricWriter(sys.argv[1])
+    for step in (2, 3, 4):
+        writer.scalars(step, {"loss": step})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_loses_nothing_that_was_told_and_what_is_told_again_is_shown_once(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
+    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert shown_scalars(tmp_path) == {"loss": [(2, 2.0), (3, 3.0), (4, 4.0)]}
+    # On from the checkpoint of step 3, with what a torn record leaves at the end of the old file.
+    [old] = (tmp_path / "tensorboard").iterdir()
+    old.write_bytes(old.read_bytes()[:-5])
+    writer = writers.MetricWriter(str(tmp_path), resume_step=3)
+    for step in (4, 6):
+        writer.scalars(step, {"loss": 10 * step})
+    writer.close()
+    shown = [(2, 2.0), (3, 3.0), (4, 40.0), (6, 60.0)]
+    assert shown_scalars(tmp_path) == {"loss": shown}
+    assert [(line["step"], line["loss"]) for line in lines_of(tmp_path)] == shown
 
 
 def test_images_become_one_grid(tmp_path):

@@ -55,6 +55,12 @@ DEFINITIONS = {
     "mask_only_accuracy": "Accuracy of a small classifier that sees masks alone.",
     "mask_only_gap": "mask_only_accuracy minus the same for true outlines.",
     "evaluator_accuracy": "Accuracy on masked objects of a separate classifier, trained under random masks.",
+    "ssim": "Structural similarity of a map before and after the model was changed: 1 where it stayed the same.",
+    "hog_correlation": "Pearson's correlation of the two maps' histograms of oriented gradients.",
+    "rank_correlation": "Spearman's correlation of the two maps' pixels.",
+    "absolute_rank_correlation": "Spearman's correlation of the absolute values of the two maps' pixels.",
+    "maps": "Maps that were compared, one for each image.",
+    "defined": "Maps that every similarity of the row is defined for: a flat map has no correlation.",
     "seconds_per_image": "Time to explain an image, compilation left out.",
     "failed": "Images that the method could not explain.",
 }

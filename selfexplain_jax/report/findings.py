@@ -31,6 +31,11 @@ def audit_findings(metrics: Mapping[str, Any], counts: Mapping[str, int]) -> lis
     return found
 
 
+def confusion_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list]]:
+    """Returns (header, rows) of the most frequent mistakes of `failure_findings`; no rows where there are none."""
+    return ["label", "predicted", "times"], [list(row) for row in found["confusions"]]
+
+
 def _swap(metrics, counts) -> dict[str, str]:
     rate, truth = metrics["swap_owner_rate"], metrics.get("swap_owner_rate_ground_truth")
     text = (

@@ -14,7 +14,9 @@ from selfexplain_jax.pictures import overlay, reduced
 from selfexplain_jax.types import VOID
 
 BUDGET = 11 * 2**20
-"""Bytes that the gallery's pictures may take: what is left of 15 MB is for text and pictures of the training."""
+"""Bytes that the gallery may take: what is left of 15 MB is for other text and pictures of the training."""
+MARKUP = 400
+"""Bytes of HTML around a picture: few, but a page of many methods and classes has thousands of pictures."""
 LOSSLESS_SIDE, LOSSLESS_LEVEL = 96, 60
 """Pictures up to this side are kept to the pixel, as they are shown enlarged, down to this quality of the others."""
 
@@ -53,6 +55,10 @@ class Card:
     def named(self) -> list[int]:
         """Returns the classes that some model names."""
         return [class_id for told in self.row["predictions"].values() for class_id in told["classes"]]
+
+    def listed_under(self) -> list[int]:
+        """Returns the classes that the card is found by: labelled, named by a model, or with maps of their own."""
+        return sorted({*self.labels, *self.named(), *(shown["id"] for shown in self.classes)})
 
 
 def gallery(kept: Examples, budget: int = BUDGET) -> tuple[list[Card], int]:
@@ -145,6 +151,6 @@ def data_uri(picture: np.ndarray, side: int, quality: int) -> str:
 
 
 def card_bytes(card: Card) -> int:
-    """Bytes of a card's pictures in the page."""
+    """Bytes that a card takes in the page, its pictures and about as much markup as they need."""
     maps = [uri for shown in card.classes for uri in [shown["annotation"], *shown["maps"]] if uri is not None]
-    return len(card.image) + sum(map(len, maps))
+    return len(card.image) + sum(map(len, maps)) + MARKUP * (1 + len(maps))

@@ -46,6 +46,18 @@ def comparison_latex(results: Mapping[str, Any], numbers: Sequence[str] | None =
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
+def table_latex(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    r"""Returns any table for \usepackage{booktabs}, nothing in bold; columns of numbers are set to the right."""
+
+    def aligned(place):
+        return "r" if all(row[place] is None or is_number(row[place]) for row in rows) else "l"
+
+    lines = [f"\\begin{{tabular}}{{{''.join(map(aligned, range(len(header))))}}}", r"\toprule"]
+    lines += [_line([escape(name.replace("_", " ")) for name in header]), r"\midrule"]
+    lines += [_line([_cell(value, False) for value in row]) for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
 def escape(text: str) -> str:
     """Returns text that LaTeX sets as it is."""
     return "".join(SPECIAL.get(character, character) for character in text)

@@ -16,10 +16,10 @@ import cv2
 import jinja2
 
 from selfexplain_jax.config import base_config
-from selfexplain_jax.folders import open_folder, write_whole
+from selfexplain_jax.folders import in_bucket, open_folder, write_whole
 from selfexplain_jax.report import curves, failures, findings, gallery, tables
 from selfexplain_jax.report.definitions import definition
-from selfexplain_jax.report.latex import comparison_latex
+from selfexplain_jax.report.latex import comparison_latex, table_latex
 from selfexplain_jax.report.runs import Run, read_run
 from selfexplain_jax.report.spread import comparisons_as_one, run_as_comparison
 from selfexplain_jax.types import UserError
@@ -30,12 +30,15 @@ TRAINING_PICTURE_SIDE = 1600
 TRAINING_BUDGET = 2 * 2**20
 """Bytes that they may take in the page, else all are halved in size until they fit."""
 CARDS_AT_ONCE = 24
+CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
+"""The repository, where the package lies in one."""
 
 
 def write_report(workdir: str | os.PathLike, others: Sequence[str | os.PathLike] = ()) -> list[pathlib.Path]:
     """Writes WORKDIR/report.html from what a run or a comparison left there; loads no model and computes no map.
 
-    Beside it: every table of the page as .md, .csv and .tex, and the training curves as pictures/curves.png and .pdf.
+    Beside it: every table of numbers of the page as .md, .csv and .tex (results or comparison, sanity_checks,
+    mistakes), and the training curves as pictures/curves.png and .pdf.
 
     Args:
       workdir: folder with results.json, comparison.json or metrics.jsonl.
@@ -62,19 +65,32 @@ def write_report(workdir: str | os.PathLike, others: Sequence[str | os.PathLike]
     lines = {other.name: other.curves for other in [*every, *models] if other.curves}
     written = [run.folder / "report.html"]
     write_whole(written[0], render(run, every, models, shown, lines).encode())
-    for name, table in shown.items():
-        for suffix, text in (
-            (".md", tables.comparison_markdown(table)),
-            (".csv", tables.comparison_csv(table)),
-            (".tex", comparison_latex(table)),
-        ):
-            written.append(run.folder / f"{name}{suffix}")
-            write_whole(written[-1], text.encode())
+    for name, content in table_files(run, shown).items():
+        written.append(run.folder / name)
+        write_whole(written[-1], content.encode())
     if lines:
         names = [chart.name for chart in curves.charts(lines, {})]
         curves.save_curves(run.folder / "pictures" / "curves.png", lines, names)
         written += [run.folder / "pictures" / f"curves{suffix}" for suffix in (".png", ".pdf")]
     return written
+
+
+def table_files(run: Run, shown: Mapping[str, dict]) -> dict[str, str]:
+    """Returns {file name: content} of the page's tables; see `render` for the arguments."""
+    files = {}
+    for name, table in shown.items():
+        files[f"{name}.md"] = tables.comparison_markdown(table)
+        files[f"{name}.csv"] = tables.comparison_csv(table)
+        files[f"{name}.tex"] = comparison_latex(table)
+    plain = {"sanity_checks": tables.sanity_rows(shown.get("comparison", {}))}
+    if run.kept:
+        plain["mistakes"] = findings.confusion_rows(findings.failure_findings(run.kept))
+    for name, (header, rows) in plain.items():
+        if rows:
+            files[f"{name}.md"] = tables.table_markdown(header, rows)
+            files[f"{name}.csv"] = tables.table_csv(header, rows)
+            files[f"{name}.tex"] = table_latex(header, rows)
+    return files
 
 
 def render(
@@ -99,7 +115,9 @@ def render(
     }
     starts = {name: term.get("start", 0) for name, term in config.get("objective", {}).items()}
     views = [table_view(name, table) for name, table in shown.items()]
-    numbers = dict.fromkeys(column["name"] for view in views for column in view["columns"])
+    sanity = sanity_view(shown.get("comparison", {}))
+    columns = [column for view in [*views, *([sanity] if sanity else [])] for column in view["columns"]]
+    numbers = dict.fromkeys(column["name"] for column in columns)
     script, style = read_part("page.js"), read_part("page.css")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(read_part),
@@ -120,7 +138,7 @@ def render(
         run_names=list(lines),
         views=views,
         training=training_views(run),
-        sanity=sanity_view(shown.get("comparison", {})),
+        sanity=sanity,
         audits={name: found for name, found in audits.items() if found},
         failures=findings.failure_findings(run.kept) if run.kept else None,
         kept=run.kept,
@@ -130,6 +148,7 @@ def render(
         cards_at_once=CARDS_AT_ONCE,
         class_choices=class_choices(run, cards),
         definitions=[(number, definition(number)) for number in numbers if definition(number)],
+        metrics_page=metrics_page(run.folder),
         chart_size=(curves.WIDTH, curves.HEIGHT, curves.LEFT, curves.BOTTOM, curves.TOP, curves.RIGHT),
         script=script,
         style=style,
@@ -139,13 +158,34 @@ def render(
 
 
 def sanity_view(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns {"header", "rows" of texts, "failed": [(method, check, message)]} of the sanity checks, or None."""
-    header, rows = tables.sanity_rows(comparison)
+    """Returns what the page shows of the sanity checks, or None where there are none.
+
+    Returns:
+      {"columns": those behind method and check, "rows": [{"label", "check", "cells"}], "failed": [(method, check,
+      message)]}, with columns and cells as `table_view` has them.
+    """
     if not comparison.get("sanity_checks"):
         return None
-    texts = [["-" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
-    names = [name.replace("_", " ") for name in header]
-    return {"header": names, "rows": texts, "failed": tables.sanity_failures(comparison)}
+    header, rows = tables.sanity_rows(comparison)
+    lines = [
+        {"label": row[0], "check": row[1], "cells": [{"text": _hundredths(v), "value": v} for v in row[2:]]}
+        for row in rows
+    ]
+    columns = [{"name": name, "contest": None, "known": bool(definition(name))} for name in header[2:]]
+    return {"columns": columns, "rows": lines, "failed": tables.sanity_failures(comparison)}
+
+
+def metrics_page(folder: pathlib.Path) -> str:
+    """Returns the address of docs/metrics.md from a folder in the same checkout, as of runs/NAME; else "".
+
+    A link out of the checkout would lead nowhere as soon as the folder is copied.
+    """
+    if in_bucket(folder):
+        return ""
+    folder, page = folder.resolve(), CHECKOUT / "docs" / "metrics.md"
+    if CHECKOUT not in folder.parents or not page.is_file():
+        return ""
+    return pathlib.Path(os.path.relpath(page, folder)).as_posix()
 
 
 def read_part(name: str) -> str:
@@ -273,8 +313,7 @@ def class_choices(run: Run, cards: Sequence[gallery.Card]) -> list[tuple[int, st
     """Returns (class id, name) of the classes that the gallery can be narrowed to, by name."""
     if run.kept is None:
         return []
-    ids = {class_id for card in cards for class_id in card.labels}
-    ids |= {class_id for card in cards for class_id in card.named()}
+    ids = {class_id for card in cards for class_id in card.listed_under()}
     return sorted(((class_id, run.kept.class_names[class_id]) for class_id in ids), key=lambda found: found[1])
 
 
@@ -283,6 +322,12 @@ def text(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _hundredths(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:z.2f}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:

@@ -197,6 +197,16 @@ def comparison_csv(results: Mapping[str, Any], numbers: Sequence[str] | None = N
         if any(hasattr(row[place], "deviation") for row in rows):
             header = [*header[: place + 1], f"{header[place]}_deviation", *header[place + 1 :]]
             rows = [[*r[: place + 1], getattr(r[place], "deviation", None), *r[place + 1 :]] for r in rows]
+    return table_csv(header, rows)
+
+
+def table_markdown(header: list[str], rows: list[list]) -> str:
+    """Returns any table as Markdown, nothing in bold; None is "-"."""
+    return "\n".join(_markdown_lines(header, rows, set())) + "\n"
+
+
+def table_csv(header: list[str], rows: list[list]) -> str:
+    """Returns any table as CSV, numbers in full precision; None is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -34,7 +34,8 @@ PICTURE_EXAMPLES = 8
 """Examples of the evaluation split whose masks are drawn while training."""
 
 RUN_AHEAD = 8
-"""Steps that the host may be ahead of the accelerator: enough to hide the host, few enough to bound the memory."""
+"""Steps that the host may be ahead of the accelerator: enough to hide reading and the transfer of batches, which JAX
+makes while the device computes, and few enough to bound the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +264,8 @@ class _Run:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise self._not_finite(self.step, f"parameter {name}", math.nan)
         self.saved_seconds = self.train_seconds()
+        # A run that goes on from this checkpoint does not tell again what came before it.
+        self._writer.flush()
         self._store.save(self.step, state, self._iterator, self.saved_seconds)
 
     def _not_finite(self, step: int, name: str, value: float) -> UserError:

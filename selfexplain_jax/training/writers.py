@@ -9,11 +9,15 @@ import json
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from absl import logging
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import directory_check
 
 from selfexplain_jax.folders import in_bucket, make_folder, open_folder, write_whole
 
@@ -46,7 +50,7 @@ class MetricWriter:
         # TensorBoard hides what older event files hold from purge_step on.
         purge_step = resume_step + 1 if had_lines else None
         make_older(folder / "tensorboard")
-        self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+        self._events = EventFile(folder / "tensorboard", purge_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line {"step": step, **values} and a TensorBoard scalar for each value."""
@@ -62,14 +66,21 @@ class MetricWriter:
             self._lines.write(line)
             self._lines.flush()
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.write(step, summary.scalar(name, value))
+        if self._lines is not None:
+            self._events.flush()
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Shows pictures, float [B, H, W, 3] or [B, H, W] in 0..1, as one grid in TensorBoard: a row per example."""
         if not self._active:
             return
-        self._events.add_image("masks", picture_grid(list(pictures.values())), step, dataformats="HWC")
+        self._events.write(step, summary.image("masks", picture_grid(list(pictures.values())), dataformats="HWC"))
         self._events.flush()
+
+    def flush(self) -> None:
+        """Writes out TensorBoard's events, which wait in a bucket alone: a kill then loses none of them."""
+        if self._active:
+            self._events.flush()
 
     def close(self) -> None:
         """Writes out what is buffered and closes the files."""
@@ -77,6 +88,36 @@ class MetricWriter:
             if self._lines is not None:
                 self._lines.close()
             self._events.close()
+
+
+class EventFile:
+    """One of TensorBoard's files, written in order by who calls.
+
+    tensorboardX's own SummaryWriter leaves that to a thread, for which its `flush` does not wait: what a run had told
+    before a checkpoint was lost with a process that was killed behind it.
+
+    Args:
+      folder: is made if it does not exist.
+      purge_step: TensorBoard hides what older files hold from this step on; None: nothing.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int | None = None):
+        directory_check(str(folder))
+        self._writer = EventsWriter(str(folder / EVENT_FILE.partition(".")[0]))
+        if purge_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def write(self, step: int, content: Any) -> None:
+        """Appends a summary of `tensorboardX.summary`."""
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=int(step), summary=content))
+
+    def flush(self) -> None:
+        """Hands what was appended to the disk, or to the bucket."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def drop_lines_after(path: pathlib.Path, step: int) -> None:

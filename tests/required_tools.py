@@ -1,0 +1,22 @@
+"""Programs and packages that some tests need: without its own, a test is skipped on a desk, and fails in .ci/run."""
+
+import importlib.util
+import os
+
+import pytest
+
+VARIABLE = "SELFEXPLAIN_REQUIRE_TOOLS"
+"""Set to 1, as .ci/run does, what is missing is a failure."""
+
+
+def missing(what):
+    """Ends a test, or the import of a file of tests, for want of what `what` says and how to install it."""
+    if os.environ.get(VARIABLE) == "1":
+        pytest.fail(f"{what} ({VARIABLE}=1)", pytrace=False)
+    pytest.skip(what, allow_module_level=True)
+
+
+def need_package(name):
+    """Ends a test without that package of requirements-test.txt; see `missing`."""
+    if importlib.util.find_spec(name) is None:
+        missing(f"{name} is not installed: pip install -r requirements-test.txt")
