@@ -67,7 +67,7 @@ def _line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _cell(value: Any, best: bool, said: str | None) -> str:
+def _cell(value: Any, best: bool, said: str | None = None) -> str:
     if value is None:
         return escape(said) if said else "--"
     if is_number(value):
