@@ -77,7 +77,7 @@ def test_finished_is_a_comparison_of_that_config(stored, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compare", "RUNS"], "No comparison was measured in"),
+        (["compare", "RUNS"], "Nothing of that was measured in"),
         (["compare", "RUNS", "huge"], "no stored comparison 'huge'. Choose among: tiny"),
         (["store", "x", "RUNS", f"--config={CONFIG}", f"--models={MODELS}"], "There is no comparison.json in"),
         (["store", "x", "RUNS", "a.b=1", f"--config={CONFIG}", f"--models={MODELS}"], "'a.b=1' is no FIELD=VALUE"),
