@@ -238,8 +238,9 @@ fi
 # shellcheck source=launch/setup.sh
 source "$root/launch/setup.sh"
 
-# run_unless_finished WHAT FOLDER DATASET CHECK... -- ARGUMENTS...: runs launch/local.sh unless the check, a command of
-# Python, finds it finished; what fails ends the script.
+# run_unless_finished WHAT FOLDER DATASET CHECK... -- ARGUMENTS...: runs launch/local.sh, behind what is in `environment`,
+# unless the check, a command of Python, finds it finished; what fails ends the script.
+environment=()
 run_unless_finished() {
   local what="$1" folder="$2" dataset="$3" check=() code=0
   shift 3
@@ -248,7 +249,7 @@ run_unless_finished() {
     shift
   done
   shift
-  local command=(bash "$root/launch/local.sh" "$1" --workdir="$folder" "${@:2}")
+  local command=(${environment[@]+"${environment[@]}"} bash "$root/launch/local.sh" "$1" --workdir="$folder" "${@:2}")
   if [[ "$dataset" != - ]]; then
     command+=(--config.data.data_dir="$(folder_of "$dataset")")
   fi
@@ -321,9 +322,12 @@ if ((${#chosen_benchmarks[@]})); then
 fi
 for benchmark in ${chosen_benchmarks[@]+"${chosen_benchmarks[@]}"}; do
   read -r name config what needs overrides <<<"$benchmark"
-  arguments=(--config="$root/$config" --mode=compile)
-  if [[ "$what" != compile ]]; then
-    arguments=(--config="$root/$config" --mode=benchmark --what="$what" --json="$runs/$name/benchmark.json")
+  arguments=(--config="$root/$config" --mode=benchmark --what="$what" --json="$runs/$name/benchmark.json")
+  environment=()
+  if [[ "$what" == compile ]]; then
+    arguments=(--config="$root/$config" --mode=compile)
+    # As XLA compiles unless told otherwise: an empty file of flags keeps local.sh from its own for some processors.
+    environment=(env "XLA_FLAGS=${XLA_FLAGS:-/dev/null}")
   fi
   if [[ ",$needs," == *,photos,* ]]; then
     arguments+=(--images="$photos")
