@@ -1,10 +1,13 @@
 """Every post-hoc method side by side on ImageNet photos: what EfficientNet-Lite0 with its published weights looks at.
 
-Hardware: two CPU cores for the default of 20 photos; any number on a GPU.
+Hardware: two CPU cores for the default of 20 photos, in an expected hour; any number on a GPU.
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_imagenet.py \\
             --workdir=runs/compare_imagenet
 Sanity:   a second table compares the maps of eight photos before and after the network is redrawn layer by layer
           (Adebayo et al. 2018). Extremal Perturbations are left out: minutes a map.
+Run:      without Score-CAM and RISE, on four photos of the training split and as many for the check, 9 minutes on two
+          cores with other work beside. What the check says: docs/results.md, "Sanity checks"; four photos allow no
+          table of methods, so no other number is kept. The default of 20 photos was not run.
 Data:     ImageNet as prepared by TFDS, then --config.data.data_dir=DIR. It has no masks: the metrics are those of
           faithfulness.
 """

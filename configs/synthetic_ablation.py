@@ -1,7 +1,7 @@
 """What each ingredient of the recipe is worth: configs/synthetic.py with one of them left out or exchanged.
 
-Method:   as configs/synthetic.py, shortened, so that all rows together take little more than an hour and not a day.
-Hardware: two CPU cores, 3 to 5 minutes a row.
+Method:   as configs/synthetic.py, shortened, so that all 17 rows together take an hour and a half and not a day.
+Hardware: two CPU cores; 3.3 to 11.6 minutes a row, 89 minutes of training for all, measured (docs/results.json).
 Command:  python -m selfexplain_jax.main --config=configs/synthetic_ablation.py:no_evaluator --workdir=runs/no_evaluator
 Variants: configs/synthetic_ablation.py:NAME with NAME one of VARIANTS; `full` leaves nothing out. Measured scores:
           docs/results.md, from the validation split.

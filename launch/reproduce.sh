@@ -2,8 +2,8 @@
 # Runs rows of docs/results.md and docs/scaling.md again, and says which of them differ from the stored ones by more than
 # the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 7.2 hours of training, evaluations, and
-#                                                  some three hours of benchmarks
+#   bash launch/reproduce.sh                       every row that two cores can run: 7.2 hours of training, 5 of
+#                                                  evaluation, some 3 of benchmarks
 #   bash launch/reproduce.sh synthetic texture     these rows
 #   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons, benchmarks
 #   bash launch/reproduce.sh --seeds=3,4 texture   with other seeds than the stored ones: more say more

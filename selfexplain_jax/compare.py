@@ -23,7 +23,7 @@ from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
 from selfexplain_jax.data.balance import labels_of
 from selfexplain_jax.folders import in_bucket
-from selfexplain_jax.map_numbers import CONTROLS, EVERY_CLASS, choose_metrics, take_metrics
+from selfexplain_jax.map_numbers import CONTROLS, EVERY_CLASS, choose_metrics, take_metrics, warnings_of_truth
 from selfexplain_jax.metrics import parts, segmentation, view
 from selfexplain_jax.metrics.explained import min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS
@@ -45,14 +45,15 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
       {"methods": {label: {"model": name, "asks": name of the first model with the same scores, "metrics": {name:
       value}, "counts": {name: count}, "seconds_per_image": s, "failures": [{"image": position, "message": text}],
       "not_finite": [name], "metric_failures": {metric: message}, "flat_maps": counted maps of one value alone}},
-      "images": how many are in every average, "left_out": positions in the split of those that are not, "controls":
-      labels of what is no method, "asks_the_model": numbers that depend on the classifier behind the method,
-      "sanity_checks": of `sanity_checks.sanity_checks`, "classes_without_a_map": present classes that
-      `config.comparison.classes_per_image` leaves out}. A method that failed on every image has no metrics.
+      "numbers_of": {metric: numbers that it gives}, "images": how many are in every average, "left_out": positions in
+      the split of those that are not, "controls": labels of what is no method, "asks_the_model": numbers that depend on
+      the classifier behind the method, "sanity_checks": of `sanity_checks.sanity_checks`, "classes_without_a_map":
+      present classes that `config.comparison.classes_per_image` leaves out, "warnings": sentences about empty and full
+      ground truth}. A method that failed on every image has no metrics.
 
     Raises:
       UserError: a workdir in a bucket; an unknown model, method, metric or option; models of other classes or image
-        sizes than the data set; a split without any image that all methods explain.
+        sizes than the data set; an empty split, or one without any image that all methods explain.
     """
     if in_bucket(workdir):
         raise UserError(f"--workdir={workdir}: a comparison keeps its maps in a folder of this machine.")
@@ -61,17 +62,17 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     columns = make_columns(config, models, dataset.info)
     check_settings(columns, models, config)
     metrics = choose_metrics(config, dataset.info)
+    total = maps.evaluation(dataset, config).num_examples  # Refuses an empty split before anything is written.
     maps.claim_folder(folder, columns, config)
     beyond = classes_without_a_map(dataset, config)
     notes = {column.label: maps.make_maps(column, dataset, config, folder) for column in columns}
     failures = {label: maps.all_failures(of_method) for label, of_method in notes.items()}
-    total = maps.evaluation(dataset, config).num_examples
     broken = {label for label, rows in failures.items() if len(rows) == total}
     compared = [column for column in columns if column.label not in broken]
     left_out = sorted({position for column in compared for position in failures[column.label]})
     if not compared or total == len(left_out):
         raise UserError(f"There is no image that every method could explain. {_first_failures(failures)}")
-    table, asking = {}, set()
+    table, asking, numbers_of, everything = {}, set(), {}, []
     for column in columns:
         listed = [{"image": position, "message": text} for position, text in failures[column.label].items()]
         row = {"model": column.model, "asks": column.asks, "failures": listed}
@@ -83,20 +84,27 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
             row["metric_failures"] = {name: found["failure"] for name, found in taken.items() if "failure" in found}
             row["flat_maps"] = max((found.get("flat_maps") or 0 for found in taken.values()), default=0)
             row["seconds_per_image"] = maps.seconds_per_image(notes[column.label], config.evaluation.batch_size)
+            everything += taken.values()
+            numbers_of |= {name: list(found["metrics"]) for name, found in taken.items() if found["metrics"]}
             asking |= {
                 n for name, found in taken.items() if "model" in MAP_METRICS[name].needs for n in found["metrics"]
             }
         table[column.label] = row
+    warnings = warnings_of_truth(everything)
+    for text in warnings:
+        logging.warning("%s", text)
     draw(columns, dataset, config, folder)
     keep_examples(columns, dataset, config, folder)
     return {
         "methods": table,
+        "numbers_of": numbers_of,
         "images": total - len(left_out),
         "left_out": left_out,
         "controls": [column.label for column in columns if column.identity["method"] in CONTROLS],
         "asks_the_model": sorted(asking),
         "sanity_checks": sanity_checks(compared, models, dataset, config, folder, left_out),
         "classes_without_a_map": beyond,
+        "warnings": warnings,
     }
 
 
@@ -186,7 +194,7 @@ def make_columns(
 def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     """Writes WORKDIR/pictures/comparison.png and .pdf: a row for each class of some images, a column for each method.
 
-    Maps that are no masks are scaled to 0..1 one by one; a method that failed leaves its cell empty.
+    Maps that are no masks are scaled to 0..1 one by one; a method that failed has "failed" in its cell.
     """
     evaluated = maps.evaluation(dataset, config)
     wanted = min(config.comparison.figure_images, evaluated.num_examples)
@@ -209,7 +217,7 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
             for column in columns:
                 saliency = drawn[column.label][k]
                 mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
-                cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else None)
+                cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else "failed")
     save_grid(folder / "pictures" / "comparison.png", cells, titles, also=(".pdf",))
 
 

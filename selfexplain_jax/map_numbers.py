@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,13 +19,15 @@ from absl import logging
 from selfexplain_jax import evaluate, maps, progress
 from selfexplain_jax.folders import write_whole
 from selfexplain_jax.metrics import add, view
-from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained
+from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, extremes, say
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, check_options, finish, measure, needs_of
 from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, UserError
 
 EVERY_CLASS = ("class_specific", "class_map")
 """Metrics that take the maps of absent classes too."""
+TRUTHS = {"mask": ("no_pixel", "full_mask"), "boxes": ("no_box", "full_box")}
+"""What a metric may need -> the extremes of it that are said, see `metrics.explained.SAYING`."""
 CONTROLS = ("constant", "centre", "edges", "ground_truth")
 """What a method must beat, or cannot: they win no column."""
 
@@ -62,7 +64,8 @@ def take_metrics(
     folder: pathlib.Path,
     left_out: list[int],
 ) -> dict[str, dict]:
-    """Returns {metric: {"metrics", "counts", "not_finite", "flat_maps"}} of one method over images that all explain.
+    """Returns the numbers of one method over the images that all explain: {metric: {"metrics", "counts", "not_finite",
+    "flat_maps", "truth": {kind of `TRUTHS`: {"count", "first": [[image, class]]} of maps with that ground truth}}}.
 
     A metric that was taken of the same maps over the same images is read from WORKDIR/metrics/LABEL.json. One that
     raises an error has no numbers, and its "failure" is the message.
@@ -73,7 +76,13 @@ def take_metrics(
         name: json.loads(json.dumps({"options": options, "left_out": left_out, "maps": column.identity}))
         for name, options in metrics.items()
     }
-    missing = [name for name in metrics if known.get(name, {}).get("asked") != asked[name]]
+    missing = [
+        name
+        for name in metrics
+        if known.get(name, {}).get("asked") != asked[name]
+        # Taken before empty and full ground truth was counted.
+        or ("truth" not in known[name] and set(TRUTHS) & set(needs_of(name, metrics[name])))
+    ]
     # What asks the model takes minutes and more, and is written down one by one; the rest is read together.
     long = [name for name in missing if "model" in needs_of(name, metrics[name])]
     failed = {}
@@ -87,7 +96,7 @@ def take_metrics(
 
 def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, dict]:
     """Takes metrics of one method in one pass over its maps; each as `take_metrics` returns it."""
-    total, dropped, flat = {name: {} for name in metrics}, dict.fromkeys(metrics, 0), 0
+    total, noticed = {name: {} for name in metrics}, {}
     needs = {name: needs_of(name, options) for name, options in metrics.items()}
     source, failures = dataset.source(config.data.eval_split), {}
     for number, batch in enumerate(progress.counted(maps.evaluation(dataset, config), f"metrics {column.label}")):
@@ -95,7 +104,8 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
             saliency, class_ids = stored["saliency"], stored["class_ids"]
         truth = photo_truth(source, config, batch["index"], set().union(*needs.values()))
         seen = see(column, view.fill_padding(batch), class_ids, saliency, dataset, left_out, truth)
-        flat += int((np.ptp(seen.saliency, axis=(2, 3)) == 0)[seen.counted].sum())
+        for kind, pairs in extremes(seen).items():
+            noticed.setdefault(kind, []).extend(pairs)
         rng = jax.random.fold_in(jax.random.key(config.seed), number)
         if len(failures) == len(metrics):
             break
@@ -104,27 +114,48 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
             for annotated in {"mask", "boxes"} & set(needs[name]):
                 # A crop can cut an object off, or nobody drew a box of it: its map has no truth to be held against.
                 kept = dataclasses.replace(kept, counted=counted_with_truth(kept, annotated))
-            dropped[name] += int(seen.counted.sum() - kept.counted.sum())
             try:
                 total[name] = add(total[name], measure(name, column.predictor, kept, rng=rng, **metrics[name]))
             except Exception as error:  # noqa: BLE001 (whatever a metric raises is a failure to be reported)
                 known = isinstance(error, UserError)
                 logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
                 failures[name] = maps.failure_text(error)
-    flat = 0 if column.identity["method"] in CONTROLS else flat
-    nothing = {"metrics": {}, "counts": {}, "not_finite": [], "flat_maps": flat}
+    flat = 0 if column.identity["method"] in CONTROLS else len(noticed.get("flat", ()))
+    nothing = {"metrics": {}, "counts": {}, "not_finite": []}
     return {
-        name: nothing | {"failure": failures[name]}
-        if name in failures
-        else _numbers(name, column, sums, dropped[name]) | {"flat_maps": flat}
+        name: (nothing | {"failure": failures[name]} if name in failures else _numbers(name, column, sums))
+        | {"flat_maps": flat, "truth": _truth_of(needs[name], noticed)}
         for name, sums in total.items()
     }
 
 
-def _numbers(name, column, sums, dropped) -> dict[str, Any]:
+def _truth_of(needs, noticed) -> dict[str, dict]:
+    """{kind: {"count", "first"}} of what a metric with these needs is held against."""
+    kinds = [kind for need in needs for kind in TRUTHS.get(need, ()) if noticed.get(kind)]
+    return {kind: {"count": len(noticed[kind]), "first": noticed[kind][:5]} for kind in kinds}
+
+
+def warnings_of_truth(taken: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns one sentence for each kind of `TRUTHS` that some metric of some method met; the truth is that of all.
+
+    Args:
+      taken: entries of `take_metrics`.
+    """
+    most: dict[str, Mapping[str, Any]] = {}
+    for found in taken:
+        for kind, entry in found.get("truth", {}).items():
+            if entry["count"] > most.get(kind, {"count": 0})["count"]:
+                most[kind] = entry
+    return [
+        say(kind, most[kind]["count"], most[kind]["first"])
+        for kinds in TRUTHS.values()
+        for kind in kinds
+        if kind in most
+    ]
+
+
+def _numbers(name, column, sums) -> dict[str, Any]:
     """{"metrics", "counts", "not_finite"} of a metric's sums over all batches."""
-    if dropped:
-        logging.warning("%s of %r: %d maps have no annotated pixel or box of their class.", name, column.label, dropped)
     numbers = finish(name, sums)
     bad = [number for number, value in numbers.items() if not _is_finite(value)]
     if bad:
@@ -160,5 +191,7 @@ def see(
         scaling=column.scaling,
         has_masks=dataset.info.has_masks,
         multilabel=dataset.info.multilabel,
+        # Said once for the whole comparison, and not for every method and metric.
+        warn=False,
         **truth._asdict(),
     )

@@ -115,7 +115,8 @@ def explain_rows(
       and did not merely give NaN.
     """
     if column.method is None:
-        return np.asarray(ground_truth(batch["mask"], class_ids)), {}, False
+        classes = column.predictor.num_classes
+        return np.asarray(ground_truth(batch["mask"], class_ids, num_classes=classes)), {}, False
     images = jnp.asarray(batch["image"])
     shown = np.take_along_axis(batch["label"] * batch["valid"][:, None], class_ids, axis=1) > 0
 

@@ -54,7 +54,7 @@ def reduced(picture: np.ndarray, side: int, interpolation: int = cv2.INTER_AREA)
 
 def save_grid(
     path: str | os.PathLike,
-    columns: Mapping[str, Sequence[np.ndarray | None]],
+    columns: Mapping[str, Sequence[np.ndarray | str | None]],
     row_titles: Sequence[str] | None = None,
     cell_titles: Mapping[str, Sequence[str]] | None = None,
     also: Sequence[str] = (),
@@ -64,7 +64,7 @@ def save_grid(
     Args:
       path: file to write; its suffix gives the format (.png).
       columns: {title: one picture per row}. A picture is [H, W, 3] (uint8, or float in 0..1), a grey one [H, W]
-        (float in 0..1, black to white), or None for an empty cell.
+        (float in 0..1, black to white), a text for a cell that says why it has none, or None for an empty cell.
       row_titles: text at the left of each row.
       cell_titles: {column title: text above each of its cells}.
       also: suffixes of further files of the same name, such as ".pdf", whose text stays text.
@@ -97,6 +97,10 @@ def save_grid(
                 axis.set_ylabel(row_titles[row], fontsize=8)
             if picture is None:
                 axis.set_frame_on(False)
+                continue
+            if isinstance(picture, str):
+                axis.set_box_aspect(1)
+                axis.text(0.5, 0.5, picture, fontsize=8, ha="center", va="center", transform=axis.transAxes)
                 continue
             axis.imshow(_drawable(picture, title, row), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     path = open_folder(path)

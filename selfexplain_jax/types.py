@@ -127,7 +127,13 @@ class Predictor:
 
     A function that carries arrays is best a `jax.tree_util.Partial(function, arrays)`: compiled methods then take the
     arrays as arguments, where of any other function they become constants of the program. `attribution.build_predictor`
-    makes a predictor of anybody's functions and checks them.
+    makes a predictor of anybody's functions and checks them. In five lines, of weights of any origin and no Flax:
+
+        weights = jax.random.normal(jax.random.key(1), (64 * 64 * 3, 2))  # of any origin
+        def scores(images):  # your network, here one layer: [B, 64, 64, 3] -> [B, 2]
+            return images.reshape(len(images), -1) @ weights
+        predictor = attribution.build_predictor(scores, class_names=["cat", "dog"], image_size=64)
+        maps = attribution.METHODS["integrated_gradients"](predictor, images, class_ids)  # [B, k, 64, 64]
 
     scores:   images [B, H, W, 3] -> class scores (logits) [B, C].
     probabilities: class scores [B, C] -> probabilities [B, C]: softmax, or sigmoid for multi-label.

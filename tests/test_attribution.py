@@ -1,5 +1,7 @@
 """Every method of the registry keeps the contract; the controls give known answers; bad input is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +136,26 @@ def test_learned_gives_the_mask_of_the_class_asked_for():
     np.testing.assert_allclose(masks[0, 1], jax.nn.sigmoid(3 * IMAGES[0, :, :, 2]), rtol=1e-5)
 
 
+def test_learned_traces_a_networks_masks_once_and_takes_its_weights_as_arguments():
+    traced = []
+
+    def masks(scale, images, class_ids):
+        traced.append(scale)
+        return scale * fake_masks(images, class_ids)
+
+    def learned(scale, images, class_ids):
+        predictor = dataclasses.replace(PREDICTOR, masks=jax.tree_util.Partial(masks, jnp.float32(scale)))
+        return attribution.learned(predictor, images, class_ids)
+
+    first = learned(0.5, IMAGES, CLASS_IDS)
+    assert len(traced) == 1 and isinstance(traced[0], jax.core.Tracer)
+    # Other images, classes and weights of the same shape: the program is there.
+    second = learned(0.25, -IMAGES, CLASS_IDS[::-1].copy())
+    assert len(traced) == 1
+    np.testing.assert_allclose(first, 0.5 * fake_masks(IMAGES, CLASS_IDS), rtol=1e-5)
+    np.testing.assert_allclose(second, 0.25 * fake_masks(-IMAGES, CLASS_IDS[::-1]), rtol=1e-5)
+
+
 def test_constant_is_the_value():
     assert bool((attribution.constant(PREDICTOR, IMAGES, CLASS_IDS, value=0.25) == 0.25).all())
 
@@ -186,6 +208,31 @@ def test_ground_truth_is_the_class_and_void_is_left_out():
     mask = np.array([[[0, 1, 2], [255, 3, 3], [0, 0, 255]]], np.uint8)
     expected = np.array([[[[0, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 1, 0], [0, 0, 0], [0, 0, 0]]]], np.float32)
     np.testing.assert_array_equal(attribution.ground_truth(mask, np.array([[2, 0]])), expected)
+
+
+def test_ground_truth_of_a_class_that_is_not_shown_is_empty():
+    mask = np.full((1, 2, 2), 3, np.uint8)
+    assert not attribution.ground_truth(mask, np.array([[0, 1]]), num_classes=3).any()
+    assert attribution.ground_truth(mask, np.array([[2]]), num_classes=3).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "class_ids", "message"),
+    [
+        ((1, 2, 2), [[-1]], r"0\.\.2; got -1"),  # It would be the background.
+        ((1, 2, 2), [[0, 3]], r"0\.\.2; got 3"),
+        ((1, 2, 2), [[0.0]], "must be integers; got float64"),
+        ((1, 2, 2), [0], r"mask \[B, H, W\] and class ids \[B, k\]; got shapes \(1, 2, 2\) and \(1,\)"),
+        ((2, 2), [[0], [0]], r"got shapes \(2, 2\) and \(2, 1\)"),
+        ((2, 2, 2), [[0]], r"got shapes \(2, 2, 2\) and \(1, 1\)"),
+    ],
+)
+def test_ground_truth_of_what_does_not_exist_is_refused(mask, class_ids, message):
+    with pytest.raises(UserError, match=message):
+        attribution.ground_truth(np.zeros(mask, np.uint8), np.asarray(class_ids), num_classes=3)
+    # Without the number of classes, void is the first that is none.
+    with pytest.raises(UserError, match=r"0\.\.253; got 254"):
+        attribution.ground_truth(np.full((1, 2, 2), 255, np.uint8), np.array([[254]]))
 
 
 @pytest.mark.parametrize("name", attribution.METHODS)

@@ -143,8 +143,11 @@ def test_a_number_that_is_not_finite_is_named_and_stops_nothing(tmp_path, monkey
     monkeypatch.setattr(
         map_numbers, "finish", lambda name, sums: real(name, sums) | ({"iou": np.nan} if name == "segmentation" else {})
     )
-    row = compare.compare(settings(constant={}), tmp_path)["methods"]["constant"]
+    results = compare.compare(settings(constant={}), tmp_path)
+    row = results["methods"]["constant"]
     assert row["not_finite"] == ["iou"] and row["metrics"]["iou"] is None and row["metrics"]["f1"] is not None
+    text = report.comparison_markdown(results, ["iou"])
+    assert "| constant | colours | not finite |" in text and "left out: `iou` of `constant`." in text
 
 
 def test_a_metric_that_raises_is_named_and_tried_again(tmp_path, monkeypatch):
@@ -161,6 +164,7 @@ def test_a_metric_that_raises_is_named_and_tried_again(tmp_path, monkeypatch):
     row = results["methods"]["constant"]
     assert row["metric_failures"] == {"pointing_game": "RuntimeError: out of | memory"}
     assert "pointing_game" not in row["metrics"] and "iou" in row["metrics"]
+    assert set(results["numbers_of"]) == {"segmentation"} and "iou" in results["numbers_of"]["segmentation"]
     text = report.comparison_markdown(results)
     assert "`pointing_game` of `constant` has no number: RuntimeError: out of | memory" in text
     row = compare.compare(config, tmp_path)["methods"]["constant"]
@@ -397,14 +401,14 @@ def test_tables_by_hand():
         "| b\\|c | m | **0.5** | 0.75 | **1** | 0 |\n"
         "| e | n | 0.25 | 0.1 | 4 | 0 |\n"
         "| truth | n | 1 | 0.05 | 0.5 | 0 |\n"
-        "| d | n | - | - | - | 3 |\n"
+        "| d | n | failed on 3 | failed on 3 | failed on 3 | 3 |\n"
         "\n3 images, the same for every method.\n"
         "- `d` failed on 3 images, first on image 4 of the split: no masks\n"
     )
     rows = list(csv.reader(io.StringIO(report.comparison_csv(RESULTS, ["iou"]))))
-    assert rows[0] == ["method", "model", "iou", "seconds_per_image", "failed"]
-    assert rows[1:3] == [["a", "m", "0.25", "2.0", "0"], ["b|c", "m", "0.5", "1.0", "0"]]
-    assert rows[5] == ["d", "n", "", "", "3"]
+    assert rows[0] == ["method", "model", "iou", "seconds_per_image", "failed", "failure"]
+    assert rows[1:3] == [["a", "m", "0.25", "2.0", "0", ""], ["b|c", "m", "0.5", "1.0", "0", ""]]
+    assert rows[5][:5] == ["d", "n", "failed on 3", "failed on 3", "3"] and "no masks" in rows[5][5]
 
 
 def test_results_of_a_comparison_can_be_written_and_read(tmp_path):

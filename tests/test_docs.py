@@ -16,6 +16,7 @@ from selfexplain_jax.attribution import METHODS
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS
 from selfexplain_jax.models.pooling import POOLS
 from selfexplain_jax.objectives import TERMS
+from selfexplain_jax.report.reproduce_comparisons import read_comparisons
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,9 +50,15 @@ def test_files_and_code_that_the_documents_name_exist():
         assert (ROOT / name).exists() or (ROOT / "selfexplain_jax" / name).exists(), name
 
 
+def measured():
+    """The methods, and the numbers of them, that a stored comparison has."""
+    methods = [row for comparison in read_comparisons().values() for row in comparison.methods.items()]
+    return {name for name, _ in methods} | {number for _, numbers in methods for number in numbers}
+
+
 def test_methods_that_the_survey_calls_implemented_are_there():
     text = (ROOT / "docs" / "related_work.md").read_text()
-    there = {*METHODS, *MAP_METRICS, *TERMS, *POOLS}
+    there = {*METHODS, *MAP_METRICS, *TERMS, *POOLS, *measured()}
     for claim in re.findall(r"\*\*(?:compared|implemented)\*\*\s+\(`(\w+)`", text):
         assert claim in there, claim
 
@@ -73,6 +80,23 @@ def test_the_survey_says_of_each_work_what_it_promises():
         state = re.search(r"\*Cost:\* .+ \*Fails:\* .+ \*Here:\* (.+)", text)
         assert state, heading
         assert re.search(r"\*\*(compared|implemented|not implemented)\*\*", state.group(1)), heading
+        assert not re.search(r"\*\*not implemented\*\*\.?$", state.group(1)), f"{heading}: no reason why"
+        # A number of passes, and not what training costs.
+        cost = re.search(r"\*Cost:\* (.+?) \*Fails:", text).group(1)
+        assert re.search(r"(\d|\bn\b|\bone\b).*\bF\b", cost), f"{heading}: no passes for an image and a class: {cost}"
+
+
+def test_works_that_the_survey_calls_compared_name_what_was_measured():
+    named = set()
+    for heading, text in entries():
+        for brackets in re.findall(r"\*\*compared\*\*(?: \((.+?)\))?", text):
+            found = re.findall(r"`(\w+)`", brackets)
+            assert found, f"{heading}: names no method or number"
+            assert set(found) <= measured(), f"{heading}: {set(found) - measured()} is in no stored comparison"
+            named |= set(found)
+    # And the other way round: methods of others that were measured are called compared.
+    methods = {m for c in read_comparisons().values() for m in c.methods if m not in c.controls}
+    assert {m for m in methods if m != "learned" and not m.endswith("_of_self_explainer")} <= named
 
 
 def test_citation_can_be_read_and_names_this_version():

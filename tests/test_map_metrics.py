@@ -8,8 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfexplain_jax.metrics import add, map_metrics
-from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, min_max, pad_boxes
+from selfexplain_jax.metrics import add
+from selfexplain_jax.metrics.explained import (
+    SAYING,
+    Explained,
+    counted_with_truth,
+    explained,
+    extremes,
+    min_max,
+    pad_boxes,
+)
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, finish, measure
 from selfexplain_jax.types import Predictor, UserError
 
@@ -270,10 +278,63 @@ def test_full_and_empty_maps_are_answers():
             assert all(np.isfinite(np.asarray(pair[0])).all() for pair in sums.values()), name
 
 
-def test_objects_that_leave_no_background_are_named(caplog):
-    full = seen()
-    full = dataclasses.replace(full, mask=np.where(np.arange(3)[:, None, None] == 0, 1, full.mask).astype(np.uint8))
+NEEDS_MASKS = [name for name, metric in MAP_METRICS.items() if "mask" in metric.needs]
+
+
+def test_ground_truth_that_is_all_of_an_image_is_said_once_for_all_metrics(caplog):
+    mask = np.where(np.arange(3)[:, None, None] == 0, 1, MASK).astype(np.uint8)
+    mask[0, 0] = 255
+    mask[1] = np.where(MASK[1] == 0, 255, MASK[1])  # Two objects that leave nothing but void.
     with caplog.at_level("WARNING", logger="absl"):
-        sums = map_metrics.measure("segmentation", PREDICTOR, full)
-    assert "Images [17] of the split have no background pixel" in caplog.text
-    assert sums["pixel_auc"][1] == 1 and sums["iou"][1] == 2
+        full = explained(PREDICTOR, BATCH | {"mask": mask}, CLASS_IDS, SALIENCY, scaling="min_max")
+        sums = {name: measure(name, PREDICTOR, full) for name in NEEDS_MASKS}
+    (said,) = caplog.messages
+    assert said == (
+        "3 maps, first (image, class) [(17, 0), (18, 0), (18, 2)] of the split, are of images whose objects leave no "
+        "background pixel: nothing can lie beside them, and background_coverage and pixel_auc leave these images out."
+    )
+    assert sums["segmentation"]["pixel_auc"][1] == 0 and sums["segmentation"]["iou"][1] == 2
+    assert sums["pointing_game"]["pointing_game_strict"][1].sum() == 3
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_empty_and_full_maps_are_said_where_they_count(caplog, value):
+    saliency = np.full_like(SALIENCY, value)
+    saliency[1, 0, 0, 0] = 0.25
+    with caplog.at_level("WARNING", logger="absl"):
+        found = seen(saliency, scaling="as_is")
+        seen(saliency, scaling="as_is", warn=False)
+    # Padding and the map of an absent class count nowhere.
+    assert caplog.messages == [
+        "2 maps, first (image, class) [(17, 0), (18, 2)] of the split, are of one value alone: they order no pixels, "
+        "and count like any other."
+    ]
+    assert extremes(found)["flat"] == [(17, 0), (18, 2)]
+
+
+def test_extremes_by_hand(caplog):
+    with caplog.at_level("WARNING", logger="absl"):
+        assert extremes(seen()) == dict.fromkeys(SAYING, []) == extremes(seen(boxes=None, has_masks=False))
+    assert not caplog.messages
+    corners = np.array([[0, 0, SIZE, SIZE / 2], [0, SIZE / 2 - 1, SIZE, SIZE], [3, 3, 4, 4]], np.float32)
+    nothing = (CORNERS[:0], np.zeros(0, int), np.zeros(0, bool))
+    # Two boxes of class 0 that cover image 17 together, and image 18 without a box of class 2.
+    boxes = pad_boxes(
+        [(corners[:2], np.zeros(2, int), np.zeros(2, bool)), (corners[2:], *np.zeros((2, 1), int)), nothing]
+    )
+    found = extremes(seen(boxes=boxes, counted=np.ones((3, 2), bool)))
+    assert found == {
+        "no_pixel": [(17, 1)],
+        "no_box": [(17, 1), (18, 2)],
+        "full_mask": [],
+        "full_box": [(17, 0)],
+        "flat": [],
+    }
+
+
+def test_a_box_without_area_is_refused():
+    corners = np.array([[3, 2, 3, 6], [1, 7, 5, 11]], np.float32)
+    nothing = (CORNERS[:0], np.zeros(0, int), np.zeros(0, bool))
+    boxes = pad_boxes([nothing, (corners, np.array([0, 2]), np.zeros(2, bool)), nothing])
+    with pytest.raises(UserError, match=r"1 boxes have no area; the first, of image 18 .* \[3.0, 2.0, 3.0, 6.0\]"):
+        seen(boxes=boxes)

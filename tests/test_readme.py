@@ -2,17 +2,21 @@
 
 import pathlib
 import re
+import textwrap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import linear_model
+from test_explainer import eight_classes, tiny
 
 from selfexplain_jax import attribution, config, data, main, models, objectives
 from selfexplain_jax.compile import abstract_batch, abstract_state
 from selfexplain_jax.training import loop
 from selfexplain_jax.training import mesh as mesh_lib
+from selfexplain_jax.types import Predictor
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,6 +27,17 @@ def blocks(title, language="python"):
     """The blocks of code below a heading."""
     section = README.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
     return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
+def test_every_rung_says_what_was_measured_and_what_is_expected():
+    section = README.split("## From one laptop to a pod\n", 1)[1].split("\n## ", 1)[0]
+    rungs = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(rungs) >= 6
+    for where, command, time, number in rungs:
+        assert "launch/" in command
+        for cell in (time, number):
+            assert re.match("(measured|expected): ", cell), (where, cell)
+            assert re.search(r"\d|day|that of Slurm", cell), f"{where}: no figure in {cell}"
 
 
 @pytest.fixture
@@ -91,8 +106,58 @@ def test_photos_are_explained_in_five_lines(tmp_path, monkeypatch):
     assert (tmp_path / "explained" / "a.png").is_file() and (tmp_path / "explained" / "index.json").is_file()
 
 
+def test_a_scores_function_is_explained_in_five_lines_which_the_contract_shows_too():
+    block, _ = blocks("Explain a model of your own")
+    # Behind the imports and the images.
+    lines = [line for line in block.split("\n\n", 2)[2].splitlines() if line]
+    assert len(lines) == 5
+    assert textwrap.indent("\n".join(lines), 8 * " ") in Predictor.__doc__
+    exec(block.replace("64", "16"), names := {})  # noqa: S102
+    maps, images, weights, class_ids = (names[name] for name in ("maps", "images", "weights", "class_ids"))
+    assert maps.shape == (2, 2, 16, 16)
+    # What the pixels of a linear network add to its score is their values times their weights.
+    shares = images[..., None] * weights.reshape(1, 16, 16, 3, 2)  # [B, H, W, 3, C]
+    expected = jnp.take_along_axis(shares.sum(axis=3).transpose(0, 3, 1, 2), class_ids[:, :, None, None], axis=1)
+    np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_another_library_are_explained():
+    """A logistic regression by scikit-learn on images that are bright in the upper or in the lower half."""
+    rng = np.random.default_rng(0)
+    images, label = 0.1 * rng.normal(size=(40, 8, 8, 3)).astype(np.float32), np.arange(40) % 2
+    images[label == 0, :4] += 1
+    images[label == 1, 4:] += 1
+    fitted = linear_model.LogisticRegression().fit(images.reshape(40, -1), label)
+    weights, bias = jnp.asarray(fitted.coef_[0], jnp.float32), float(fitted.intercept_[0])
+
+    def scores(images):
+        logit = images.reshape(len(images), -1) @ weights + bias
+        return jnp.stack([-logit, logit], axis=1)
+
+    predictor = attribution.build_predictor(scores, class_names=["upper", "lower"], image_size=8)
+    maps = attribution.METHODS["gradient_x_input"](predictor, images[:2], np.array([[0, 1], [0, 1]]))
+    # The sums and the bias make the decision function, with the sign of the class.
+    decisions = fitted.decision_function(images[:2].reshape(2, -1))
+    np.testing.assert_allclose(maps.sum(axis=(2, 3))[:, 1] + bias, decisions, rtol=1e-3, atol=1e-4)
+    # And what speaks for a class lies in its half.
+    assert maps[0, 0, :4].sum() > 0.9 * maps[0, 0].sum() > 0 and maps[1, 1, 4:].sum() > 0.9 * maps[1, 1].sum() > 0
+
+
+def test_a_pure_function_is_the_frozen_classifier_of_an_explainer(tmp_path, monkeypatch):
+    (block,) = blocks("Explain a classifier that is there")
+    asked, small = [], tiny("explainer")
+    small.train.steps = 2
+    monkeypatch.setattr(config, "load_config", lambda spec: asked.append(spec) or small)
+    monkeypatch.chdir(tmp_path)
+    predictor = eight_classes()
+    names = {name: getattr(predictor, name) for name in ("scores", "probabilities", "class_names", "image_size")}
+    exec(block, names)  # noqa: S102
+    assert asked == ["configs/synthetic.py:explainer"] and names["run"].step == 2
+    assert names["predictor"].class_names == predictor.class_names and (tmp_path / "runs" / "explainer").is_dir()
+
+
 def test_a_model_of_ones_own_is_explained_by_three_methods():
-    (block,) = blocks("Explain a model of your own")
+    _, block = blocks("Explain a model of your own")
     seen, block = [], block.replace("224", "32")
     (loop_line,) = re.findall(r"for name in (\(.*\)):", block)
     for name in eval(loop_line):

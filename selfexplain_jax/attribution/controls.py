@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from selfexplain_jax.attribution.inputs import check_inputs
-from selfexplain_jax.types import Predictor, UserError
+from selfexplain_jax.attribution.inputs import check_class_ids, check_inputs
+from selfexplain_jax.types import VOID, Predictor, UserError
 
 
 def constant(
@@ -113,15 +114,27 @@ def edges(predictor: Predictor, images: jax.Array, class_ids: jax.Array, *, rng:
     return jnp.broadcast_to(scaled[:, None], (*class_ids.shape, height, width))
 
 
-def ground_truth(mask: jax.Array, class_ids: jax.Array) -> jax.Array:
+def ground_truth(mask: jax.Array, class_ids: jax.Array, *, num_classes: int = VOID - 1) -> jax.Array:
     """Returns the annotated mask of each class asked for, float32 [B, k, H, W], 1 on the class and 0 elsewhere.
 
-    The upper control of a table; it comes from the data, not from a predictor, so it is no member of METHODS.
+    A class that an image does not show gives a map of zeros. The upper control of a table; it comes from the data, not
+    from a predictor, so it is no member of METHODS.
 
     Args:
       mask: uint8 [B, H, W], class index + 1, 0 background, 255 void (counted as 0 here; metrics leave void out).
-      class_ids: int32 [B, k] in 0..253.
+      class_ids: int32 [B, k] in 0..num_classes-1. Their values are checked outside of `jax.jit`, where they are known.
+      num_classes: of the data set; by default as many as a mask can tell apart.
+
+    Raises:
+      UserError: another rank or batch size, or a class that does not exist, whose map would be of the background, of
+        void or of nothing.
     """
+    if mask.ndim != 3 or np.ndim(class_ids) != 2 or len(class_ids) != len(mask):
+        raise UserError(
+            "The annotated masks need a mask [B, H, W] and class ids [B, k]; got shapes"
+            f" {tuple(mask.shape)} and {np.shape(class_ids)}."
+        )
+    check_class_ids(class_ids, num_classes)
     # int32, because class index + 1 in uint8 would wrap around for large ids.
     wanted = jnp.asarray(class_ids, jnp.int32)[:, :, None, None] + 1  # [B, k, 1, 1]
     return (jnp.asarray(mask, jnp.int32)[:, None] == wanted).astype(jnp.float32)

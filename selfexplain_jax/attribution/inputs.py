@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +37,33 @@ def check_inputs(predictor: Predictor, images: jax.Array, class_ids: jax.Array) 
             f"Attribution needs class ids [B, k], the classes to explain in each of the {images.shape[0]} images;"
             f" got shape {tuple(class_ids.shape)}."
         )
+    check_class_ids(class_ids, predictor.num_classes, predictor.class_names)
+    return jnp.asarray(images, jnp.float32), jnp.asarray(class_ids, jnp.int32)
+
+
+def check_class_ids(class_ids: jax.Array, num_classes: int, class_names: Sequence[str] = ()) -> None:
+    """Refuses classes that do not exist; outside of `jax.jit`, where the values are known.
+
+    Args:
+      class_ids: [B, k].
+      num_classes: C.
+      class_names: named in the message, the first of them.
+
+    Raises:
+      UserError: no integers, or one outside of 0..C-1.
+    """
+    if not isinstance(class_ids, jax.Array):
+        class_ids = np.asarray(class_ids)
     if not jnp.issubdtype(class_ids.dtype, jnp.integer):
         raise UserError(f"Class ids must be integers; got {class_ids.dtype}.")
-    if not isinstance(class_ids, jax.core.Tracer) and class_ids.size:
-        low, high = int(class_ids.min()), int(class_ids.max())
-        if low < 0 or high >= predictor.num_classes:
-            raise UserError(
-                f"Class ids must lie in 0..{predictor.num_classes - 1}; got {low if low < 0 else high}. The classes are"
-                f" {', '.join(predictor.class_names[:20])}{' ...' if predictor.num_classes > 20 else ''}."
-            )
-    return jnp.asarray(images, jnp.float32), jnp.asarray(class_ids, jnp.int32)
+    if isinstance(class_ids, jax.core.Tracer) or not class_ids.size:
+        return
+    low, high = int(class_ids.min()), int(class_ids.max())
+    if low < 0 or high >= num_classes:
+        named = f" The classes are {', '.join(class_names[:20])}{' ...' if num_classes > 20 else ''}."
+        raise UserError(
+            f"Class ids must lie in 0..{num_classes - 1}; got {low if low < 0 else high}.{named if class_names else ''}"
+        )
 
 
 def check_range(predictor: Predictor, images: jax.Array) -> None:

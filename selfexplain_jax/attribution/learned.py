@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from selfexplain_jax.attribution.inputs import check_inputs
+from selfexplain_jax.attribution.inputs import check_inputs, traceable
 from selfexplain_jax.types import Predictor, UserError
 
 
@@ -27,4 +29,9 @@ def learned(
     images, class_ids = check_inputs(predictor, images, class_ids)
     if predictor.masks is None:
         raise UserError("Method 'learned' needs a model that explains itself; this predictor has no masks.")
-    return jnp.asarray(predictor.masks(images, class_ids), jnp.float32)
+    return _learned(traceable(predictor.masks), images, class_ids)
+
+
+@jax.jit
+def _learned(masks: Callable, images: jax.Array, class_ids: jax.Array) -> jax.Array:
+    return jnp.asarray(masks(images, class_ids), jnp.float32)

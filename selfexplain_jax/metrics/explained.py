@@ -6,21 +6,34 @@ Made by `explained`, which checks everything once and says what is wrong; the me
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from selfexplain_jax.attribution.inputs import check_range
 from selfexplain_jax.metrics import segmentation
-from selfexplain_jax.types import Batch, Predictor, UserError
+from selfexplain_jax.metrics.boxes import box_regions
+from selfexplain_jax.types import VOID, Batch, Predictor, UserError
 
 SCALINGS = ("as_is", "min_max")
 """How a map becomes a mask in [0, 1]: it is one already; or (s - min) / (max - min) of each map, 0 for a flat one."""
 BOX_ROOM = 8
 """Boxes per image are padded to a multiple of this, so that few shapes are compiled."""
+Extremes = Mapping[str, Sequence[tuple[int, int]]]
+"""{what is extreme, a key of SAYING: (position in the split, class id) of the maps that it concerns}."""
+SAYING = {
+    "no_pixel": "have no annotated pixel of their class, and are left out of the metrics that need masks",
+    "no_box": "have no box of their class, and are left out of the metrics that need boxes",
+    "full_mask": "are of images whose objects leave no background pixel: nothing can lie beside them, and"
+    " background_coverage and pixel_auc leave these images out",
+    "full_box": "are of a class whose boxes cover all of its image: nothing can lie beside them",
+    "flat": "are of one value alone: they order no pixels, and count like any other",
+}
+"""What is said of counted maps whose ground truth, or which themselves, are empty or full."""
 
 
 class PixelBoxes(NamedTuple):
@@ -87,8 +100,12 @@ def explained(
     photo_sizes: np.ndarray | None = None,
     photo_masks: Sequence[np.ndarray] | None = None,
     multilabel: bool | None = None,
+    warn: bool = True,
 ) -> Explained:
     """Returns the checked batch that metrics of saliency maps take.
+
+    Counted maps that are flat (empty and full ones among them), and those whose ground truth is all of the image, are
+    named in one warning of each kind, whatever the metrics that follow.
 
     Args:
       predictor: what was explained; gives the classes and the image size.
@@ -102,11 +119,12 @@ def explained(
       photo_sizes: int [B, 2], height and width of the photos, where the images are whole photos squeezed to the square.
       photo_masks: B masks of those sizes, where they are known better than as the batch's.
       multilabel: whether an image may show several classes; None: whether one of the batch does.
+      warn: False for who counts the extremes of a whole run and says them once, see `extremes`.
 
     Raises:
       UserError: shapes that do not fit, images or class ids out of range, a map that is not finite (named by its
-        image), a map outside [0, 1] under "as_is", an unknown scaling, or a label with other classes than the
-        predictor.
+        image), a map outside [0, 1] under "as_is", an unknown scaling, a box without area, or a label with other
+        classes than the predictor.
     """
     images, label = np.asarray(batch["image"]), np.asarray(batch["label"], np.float32)
     class_ids, saliency = np.asarray(class_ids), np.asarray(saliency)
@@ -140,13 +158,15 @@ def explained(
         raise UserError(f"counted has shape {np.shape(counted)}, expected {class_ids.shape}: one entry per map.")
     if boxes is not None and len(boxes.corners) != len(images):
         raise UserError(f"There are boxes of {len(boxes.corners)} images, but {len(images)} images.")
+    if boxes is not None:
+        _check_boxes(boxes, index)
     if photo_sizes is not None and np.shape(photo_sizes) != (len(images), 2):
         raise UserError(
             f"photo_sizes has shape {np.shape(photo_sizes)}, expected {(len(images), 2)}: height and width."
         )
     if photo_masks is not None and [list(mask.shape) for mask in photo_masks] != np.asarray(photo_sizes).tolist():
         raise UserError("photo_masks must be one mask for each of photo_sizes, of that height and width.")
-    return Explained(
+    seen = Explained(
         images=images,
         class_ids=class_ids.astype(np.int32),
         saliency=saliency,
@@ -161,6 +181,41 @@ def explained(
         photo_masks=photo_masks,
         multilabel=bool((label.sum(axis=1) > 1).any()) if multilabel is None else multilabel,
     )
+    if warn:
+        # What has no ground truth at all is refused by the metric that needs it.
+        for kind in ("full_mask", "full_box", "flat"):
+            if pairs := extremes(seen)[kind]:
+                logging.warning("%s", say(kind, len(pairs), pairs))
+    return seen
+
+
+def extremes(seen: Explained) -> dict[str, list[tuple[int, int]]]:
+    """Returns which counted maps are extreme, or held against an extreme ground truth; see `SAYING`.
+
+    Every kind is there; those of masks (boxes) are empty where the batch has none.
+    """
+    found = {"flat": seen.counted & (np.ptp(seen.saliency, axis=(2, 3)) == 0)}
+    if seen.mask is not None:
+        there = counted_with_truth(seen, "mask")
+        wanted, _ = counted_classes(dataclasses.replace(seen, counted=there))
+        objects = np.asarray(segmentation.target_truth(seen.mask, wanted)) > 0
+        full = (objects | (seen.mask == VOID)).all(axis=(1, 2))
+        found |= {"no_pixel": seen.counted & ~there, "full_mask": there & full[:, None]}
+    if seen.boxes is not None:
+        there = counted_with_truth(seen, "boxes")
+        regions = box_regions(seen.boxes.corners, seen.boxes.class_ids, seen.class_ids, seen.images)
+        found |= {"no_box": seen.counted & ~there, "full_box": there & np.asarray(regions).all(axis=(2, 3))}
+    nothing = np.zeros_like(seen.counted)
+    return {
+        kind: [(int(seen.index[row]), int(seen.class_ids[row, k])) for row, k in np.argwhere(found.get(kind, nothing))]
+        for kind in SAYING
+    }
+
+
+def say(kind: str, count: int, first: Sequence[Sequence[int]]) -> str:
+    """Returns the sentence about `count` maps of a kind of `SAYING`; `first`: some of them, (image, class)."""
+    named = [tuple(pair) for pair in first[:5]]
+    return f"{count} maps, first (image, class) {named} of the split, {SAYING[kind]}."
 
 
 def counted_classes(seen: Explained) -> tuple[np.ndarray, np.ndarray]:
@@ -236,6 +291,16 @@ def check_truth(seen: Explained, truth: str, metric: str) -> None:
             f"Metric {metric!r}: the ground truth has {what} of the class of {without.sum()} counted maps, first "
             f"(image, class) {pairs} of the split. Leave them out with explained.counted_with_truth, or correct the "
             "labels."
+        )
+
+
+def _check_boxes(boxes: PixelBoxes, index: np.ndarray) -> None:
+    empty = (boxes.class_ids >= 0) & (boxes.corners[..., 2:] <= boxes.corners[..., :2]).any(axis=2)
+    if empty.any():
+        row, place = np.argwhere(empty)[0]
+        raise UserError(
+            f"{empty.sum()} boxes have no area; the first, of image {index[row]} of the split, is (left, top, right, "
+            f"bottom) {boxes.corners[row, place].tolist()}: leave such boxes out, or correct them."
         )
 
 

@@ -244,7 +244,9 @@ def self_training(
     for _ in range(repeats):
         refined = edges.filter_maps(refined, filters, distances)
     best = refined.max(axis=-1, keepdims=True)  # [B, h, w, 1]
-    target = ((refined == best) & (best >= upper)).astype(maps.dtype)
+    # By its place and not as what equals the best: XLA may compute `refined` twice in one program, rounded in two ways.
+    reaches = jax.nn.one_hot(refined.argmax(axis=-1), maps.shape[-1], dtype=bool)
+    target = (reaches & (best >= upper)).astype(maps.dtype)
     known = ((best >= upper) | (best <= lower)).astype(maps.dtype)
     loss = (known * optax.sigmoid_binary_cross_entropy(maps, target)).mean(axis=(1, 2))  # [B, k]
     return mean_of_valid(loss, present)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selfexplain_jax.report.failures import failed_cells
 from selfexplain_jax.report.tables import best_cells, comparison_rows, contest, headline_numbers, is_number
 
 SPECIAL = {
@@ -19,14 +20,18 @@ ARROWS = {"lower": r"~$\downarrow$", "higher": r"~$\uparrow$", None: ""}
 def comparison_latex(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
     r"""Returns the comparison as a LaTeX table for \usepackage{booktabs}, best values bold, spreads as $\pm$.
 
+    Where something failed, cells without a number say so, and the last column counts the images that a method failed
+    on. Numbers stand alone in their cells, because a page is not wider.
+
     Args:
       results: as in `tables.comparison_rows`; a number may be a `spread.Spread`.
-      numbers: columns; default: those of `tables.HEADLINES` that there are, because a page is not wider.
+      numbers: columns; default: those of `tables.HEADLINES` that there are, for the same reason.
     """
     header, rows = comparison_rows(results, headline_numbers(results) if numbers is None else numbers)
     best = best_cells(results, header, rows)
-    # The number of failures is told below the Markdown table, and belongs into a paper's text.
-    shown = [place for place, name in enumerate(header) if name != "failed"]
+    said = failed_cells(results, header, rows)
+    # A column of zeros says nothing.
+    shown = [place for place, name in enumerate(header) if name != "failed" or any(row[place] for row in rows)]
     titles = [escape(header[p].replace("_", " ")) + (ARROWS[contest(header[p])] if p > 1 else "") for p in shown]
     controls = set(results.get("controls", ()))
     lines = [f"\\begin{{tabular}}{{ll{'r' * (len(shown) - 2)}}}", r"\toprule", _line(titles), r"\midrule"]
@@ -37,7 +42,7 @@ def comparison_latex(results: Mapping[str, Any], numbers: Sequence[str] | None =
         if row[0] in controls and not ruled:
             lines.append(r"\midrule")
             ruled = True
-        lines.append(_line([_cell(row[place], (number, place) in best) for place in shown]))
+        lines.append(_line([_cell(row[place], (number, place) in best, said.get((number, place))) for place in shown]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -50,9 +55,9 @@ def _line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _cell(value: Any, best: bool) -> str:
+def _cell(value: Any, best: bool, said: str | None) -> str:
     if value is None:
-        return "--"
+        return escape(said) if said else "--"
     if is_number(value):
         text = f"{value:.3g}".replace("±", r"\pm") if isinstance(value, float) else str(value)
         return f"$\\mathbf{{{text}}}$" if best else f"${text}$"

@@ -17,7 +17,7 @@ import jinja2
 
 from selfexplain_jax.config import base_config
 from selfexplain_jax.folders import open_folder, write_whole
-from selfexplain_jax.report import curves, findings, gallery, tables
+from selfexplain_jax.report import curves, failures, findings, gallery, tables
 from selfexplain_jax.report.definitions import definition
 from selfexplain_jax.report.latex import comparison_latex
 from selfexplain_jax.report.runs import Run, read_run
@@ -201,6 +201,7 @@ def table_view(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     numbers = [*main, *(name for name in header[2:-1] if name not in (*main, "seconds_per_image"))]
     header, rows = tables.comparison_rows(table, numbers)
     best, main = tables.best_cells(table, header, rows), {*main, "seconds_per_image"}
+    said = failures.failed_cells(table, header, rows)
     controls = set(table.get("controls", ()))
     columns = [
         {"name": n, "contest": tables.contest(n), "headline": n in main, "known": bool(definition(n))}
@@ -214,7 +215,8 @@ def table_view(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
             "model": row[1],
             "control": row[0] in controls,
             "cells": [
-                {"text": text(v), "value": v, "best": (number, place) in best} for place, v in enumerate(row[2:], 2)
+                {"text": text(v), "value": v, "best": (number, place) in best, "said": said.get((number, place))}
+                for place, v in enumerate(row[2:], 2)
             ],
         }
         for number, row in enumerate(rows)
@@ -227,7 +229,9 @@ def table_view(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
         for label, row in table["methods"].items()
         for metric, message in row.get("metric_failures", {}).items()
     ]
+    flat = [(label, row["flat_maps"]) for label, row in table["methods"].items() if row.get("flat_maps")]
     view = {"name": name, "columns": columns, "rows": lines, "failed": failed, "unmeasured": unmeasured}
+    view |= {"flat": flat, "not_finite": failures.not_finite_numbers(table), "warnings": table.get("warnings", [])}
     return view | {"images": table.get("images"), "left_out": len(table.get("left_out", ()))}
 
 

@@ -83,11 +83,14 @@ def comparisons_as_one(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, An
             "seconds_per_image": seconds,
             "failures": [failure for row in rows for failure in row["failures"]],
             "metric_failures": {name: text for row in rows for name, text in row.get("metric_failures", {}).items()},
+            "not_finite": list(dict.fromkeys(name for row in rows for name in row.get("not_finite", ()))),
             "flat_maps": sum(row.get("flat_maps") or 0 for row in rows),
         }
     # Sanity checks have no spread yet; each comparison's own page shows them.
     left_out = sorted({position for comparison in comparisons for position in comparison.get("left_out", ())})
-    return dict(first) | {"methods": methods, "left_out": left_out, "sanity_checks": {}}
+    numbers = {metric: names for one in reversed(comparisons) for metric, names in one.get("numbers_of", {}).items()}
+    merged = {"methods": methods, "left_out": left_out, "numbers_of": numbers, "sanity_checks": {}}
+    return dict(first) | merged
 
 
 def over_runs(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float]:

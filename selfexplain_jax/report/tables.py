@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selfexplain_jax.report import failures
+
 LOWER_IS_BETTER = (
     "average_drop",
     "background_accuracy",
@@ -52,12 +54,13 @@ def comparison_rows(results: Mapping[str, Any], numbers: Sequence[str] | None = 
 
     Args:
       results: from `compare.compare`: {"methods": {label: {"model", "metrics", "seconds_per_image", "failures"}}}.
-      numbers: columns to show, in order; default: every number that is no curve and no table, in the order they came.
+      numbers: columns to show, in order; default: every number that is no curve and no table, in the order they came,
+        and what failed for all methods.
     """
     methods = results["methods"]
     if numbers is None:
         found = [n for row in methods.values() for n, value in row.get("metrics", {}).items() if is_number(value)]
-        numbers = list(dict.fromkeys(found))
+        numbers = list(dict.fromkeys([*found, *failures.columns_of_failures(results)]))
     header = ["method", "model", *numbers, "seconds_per_image", "failed"]
     rows = []
     for label, row in methods.items():
@@ -84,12 +87,13 @@ def headline_numbers(results: Mapping[str, Any]) -> list[str]:
 def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
     """Returns the comparison as a Markdown table, the best of each column in bold, with what failed below it.
 
-    Controls do not compete. Numbers that depend on the classifier behind a method have a best one for each classifier;
-    an Explainer's masks are held against other maps of the classifier that they explain.
+    A cell whose method failed says so beside a number or in the place of one, see `failures.failed_cells`. Controls do
+    not compete. Numbers that depend on the classifier behind a method have a best one for each classifier; an
+    Explainer's masks are held against other maps of the classifier that they explain.
     """
     header, rows = comparison_rows(results, numbers)
     best = best_cells(results, header, rows)
-    lines = _markdown_lines(header, rows, best)
+    lines = _markdown_lines(header, rows, best, failures.failed_cells(results, header, rows))
     if results.get("images"):
         lines.append(f"\n{results['images']} images, the same for every method.")
     if left_out := results.get("left_out"):
@@ -102,20 +106,20 @@ def comparison_markdown(results: Mapping[str, Any], numbers: Sequence[str] | Non
         )
     for label, row in results["methods"].items():
         if row["failures"]:
-            first = row["failures"][0]
-            lines.append(
-                f"- `{label}` failed on {len(row['failures'])} images, first on image {first['image']} of the split: "
-                f"{first['message']}"
-            )
+            lines.append(f"- `{label}` {failures.first_failure(row)}")
         for metric, message in row.get("metric_failures", {}).items():
             lines.append(f"- `{metric}` of `{label}` has no number: {message}")
         if row.get("flat_maps"):
             lines.append(f"- `{label}` has {row['flat_maps']} maps of one value alone, which count like any other.")
+    if bad := failures.not_finite_numbers(results):
+        named = ", ".join(f"`{number}` of `{label}`" for label, number in bad)
+        lines.append(f"- Not finite (NaN or infinity), and so left out: {named}.")
     if results.get("classes_without_a_map"):
         beyond = results["classes_without_a_map"]
         lines.append(
             f"\n{beyond} classes of images that show more than config.comparison.classes_per_image have no map."
         )
+    lines += [f"- {text}" for text in results.get("warnings", ())]
     lines += _sanity_lines(results)
     return "\n".join(lines) + "\n"
 
@@ -179,9 +183,16 @@ def _sanity_lines(results: Mapping[str, Any]) -> list[str]:
 def comparison_csv(results: Mapping[str, Any], numbers: Sequence[str] | None = None) -> str:
     """Returns the comparison as CSV, numbers in full precision, an empty cell where there is none.
 
-    A number with a spread over runs is followed by the column NAME_deviation.
+    A number with a spread over runs is followed by the column NAME_deviation. Where something failed, cells without a
+    number say so (`failures.failed_cells`), and a last column, "failure", gives each method's reasons; a number stands
+    alone in its cell.
     """
     header, rows = comparison_rows(results, numbers)
+    said = failures.failed_cells(results, header, rows)
+    rows = [[said.get((n, p)) if v is None else v for p, v in enumerate(row)] for n, row in enumerate(rows)]
+    why = [failures.reasons(results["methods"][row[0]]) for row in rows]
+    if any(why):
+        header, rows = [*header, "failure"], [[*row, text] for row, text in zip(rows, why, strict=True)]
     for place in reversed(range(len(header))):
         if any(hasattr(row[place], "deviation") for row in rows):
             header = [*header[: place + 1], f"{header[place]}_deviation", *header[place + 1 :]]
@@ -222,16 +233,22 @@ def _best_cells(
     return best
 
 
-def _markdown_lines(header: list[str], rows: list[list], best: set[tuple[int, int]]) -> list[str]:
-    """The lines of a table, with the cells of `best`, (row, column), in bold."""
+def _markdown_lines(
+    header: list[str], rows: list[list], best: set[tuple[int, int]], said: failures.Cells | None = None
+) -> list[str]:
+    """The lines of a table, with the cells of `best`, (row, column), in bold, and what is `said` in some."""
+    said = said or {}
     lines = [header, ["---"] * len(header)]
-    lines += [[_cell(value, (n, place) in best) for place, value in enumerate(row)] for n, row in enumerate(rows)]
+    for number, row in enumerate(rows):
+        places = [(number, place) for place in range(len(row))]
+        lines.append([_cell(v, place in best, said.get(place)) for v, place in zip(row, places, strict=True)])
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
-def _cell(value: Any, best: bool) -> str:
+def _cell(value: Any, best: bool, said: str | None = None) -> str:
     if value is None:
-        return "-"
+        return said or "-"
     # A pipe in a label would end the cell.
     text = f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|")
-    return f"**{text}**" if best else text
+    text = f"**{text}**" if best else text
+    return f"{text} ({said})" if said else text
