@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Runs rows of docs/results.md again, and says which of them differ from the stored ones by more than the spread.
+# Runs rows of docs/results.md and docs/scaling.md again, and says which of them differ from the stored ones by more than
+# the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 7.2 hours of training, 5 of evaluation
+#   bash launch/reproduce.sh                       every row that two cores can run: 7.3 hours of training, 5 of
+#                                                  evaluation, some 3 of benchmarks
 #   bash launch/reproduce.sh synthetic texture     these rows
-#   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons
+#   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons, benchmarks
 #   bash launch/reproduce.sh --seeds=3,4 texture   with other seeds than the stored ones: more say more
 #   bash launch/reproduce.sh --dry-run ...         prints the commands
 #
 #   --runs=DIR       where the runs go; default: runs/reproduce in the repository
 #   --data_dir=DIR   where data sets are prepared; may be given again for another folder, the first that has a set is taken;
 #                    default: $TFDS_DATA_DIR. Rows whose data are in none of them are left out, and said to be
+#   --photos=DIR     sixteen photographs or more, for benchmarks of methods; default: $SELFEXPLAIN_DATA/photos
+#   SELFEXPLAIN_PARITY_VENV: the environment of the published implementations, for benchmarks beside them; default:
+#                    .venv-parity in the repository; `bash launch/parity.sh install` makes it
 #
 # A comparison of methods takes seed 0 of the rows whose models it compares, and the Explainer the classifier of its own
 # seed; these are trained before.
@@ -18,7 +23,8 @@
 # "Running the rows again" in docs/results.md.
 #
 # Run it again after an interruption: a row that is finished is not trained again, a row that is not goes on from its last
-# checkpoint. The tables are also in DIR/reproduced.md and DIR/reproduced_comparisons.md. Exit code: 0, 1 where a row differs, 2 for bad input.
+# checkpoint. The tables are also in DIR/reproduced.md, DIR/reproduced_comparisons.md and DIR/reproduced_benchmarks.md.
+# Exit code: 0, 1 where a row differs, 2 for bad input.
 set -euo pipefail
 # shellcheck source=launch/arguments.sh
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
@@ -68,6 +74,27 @@ comparisons=(
   "methods_explainer configs/compare_synthetic.py:explainer self_explainer=synthetic,classifier=classifier,explainer=explainer - evaluation.max_examples=100 comparison.leave_out=('extremal_perturbation',)"
   "methods_extremal configs/compare_synthetic.py:explainer self_explainer=synthetic,classifier=classifier,explainer=explainer - evaluation.max_examples=20 comparison.leave_out=('rise','smooth_grad','integrated_gradients','gradient','gradient_x_input','guided_backpropagation','grad_cam_plus_plus')"
 )
+# name, config, --what of --mode=benchmark or "compile" for --mode=compile, what it needs of photos and peers (the
+# published implementations) or -, then FIELD=VALUE of the config: those of docs/benchmarks.json.
+benchmarks=(
+  "pipeline configs/synthetic.py pipeline -"
+  "train_step configs/synthetic.py train -"
+  "explain_step configs/synthetic.py explain -"
+  "backbone configs/imagenet.py:classifier backbone peers train.batch_size=8 model.frozen_norm=False benchmark.repetitions=7 benchmark.steps=2"
+  "class_activation configs/imagenet.py:classifier attribution photos,peers benchmark.rows=('grad_cam','grad_cam_plus_plus','self_explainer') benchmark.repetitions=7"
+  "score_cam configs/imagenet.py:classifier attribution photos,peers benchmark.rows=('score_cam',) benchmark.repetitions=7"
+  "rise configs/imagenet.py:classifier attribution photos,peers benchmark.rows=('rise',)"
+  "extremal_perturbation configs/imagenet.py:classifier attribution photos,peers benchmark.rows=('extremal_perturbation',) benchmark.extremal_steps=10 benchmark.operations=False"
+  "faithfulness configs/imagenet.py:classifier metrics photos,peers"
+  "memory configs/imagenet.py:classifier memory photos"
+  "less_work configs/imagenet.py:classifier curves photos"
+  "step_deeplab configs/predecessor.py:deeplab train peers"
+  "step_unet configs/predecessor.py train peers train.batch_size=32 benchmark.repetitions=7 benchmark.steps=10"
+  "time_to_masks configs/synthetic.py time_to_masks peers"
+  "compile_20_classes configs/imagenet.py compile - train.batch_size=32 data.options.classes=('n01440764','n01443537','n01484850','n01491361','n01494475','n01496331','n01498041','n01514668','n01514859','n01518878','n01530575','n01531178','n01532829','n01534433','n01537544','n01558993','n01560419','n01580077','n01582220','n01592084')"
+  "compile_1000_classes configs/imagenet.py compile - train.batch_size=32"
+  "compile_1000_classes_bfloat16 configs/imagenet.py compile - train.batch_size=32 model.compute_dtype=bfloat16"
+)
 
 # Ends the script with one line; 1 would say that a row differs.
 refuse() {
@@ -75,7 +102,8 @@ refuse() {
   exit 2
 }
 
-runs="$root/runs/reproduce" data_dirs=() seeds="" asked=()
+runs="$root/runs/reproduce" data_dirs=() seeds="" asked=() photos="${SELFEXPLAIN_DATA:+$SELFEXPLAIN_DATA/photos}"
+peers="${SELFEXPLAIN_PARITY_VENV:-$root/.venv-parity}/bin/python"
 for argument in "$@"; do
   case "$argument" in
     -h | --help)
@@ -85,6 +113,7 @@ for argument in "$@"; do
     --dry-run) dry_run=1 ;;
     --runs=?*) runs="${argument#*=}" ;;
     --data_dir=?*) data_dirs+=("${argument#*=}") ;;
+    --photos=?*) photos="${argument#*=}" ;;
     --seeds=*)
       seeds="${argument#*=}"
       if ! [[ "$seeds" =~ ^[0-9]+(,[0-9]+)*$ ]]; then
@@ -126,13 +155,13 @@ is_asked() {
   return 1
 }
 
-known=" main ablation photographs other comparisons "
+known=" main ablation photographs other comparisons benchmarks "
 for row in "${rows[@]}"; do
   read -r table name _ <<<"$row"
   known+="$name "
 done
-for comparison in ${comparisons[@]+"${comparisons[@]}"}; do
-  known+="${comparison%% *} "
+for row in ${comparisons[@]+"${comparisons[@]}"} ${benchmarks[@]+"${benchmarks[@]}"}; do
+  known+="${row%% *} "
 done
 for name in ${asked[@]+"${asked[@]}"}; do
   if [[ "$known" != *" $name "* ]]; then
@@ -157,7 +186,24 @@ has_data() {
   return 1
 }
 
-chosen=() names=() chosen_comparisons=() comparison_names=()
+# Whether what a benchmark needs is there, photos and peers; says what has_data says where it is not.
+has_needs() {
+  local name="$1" what=""
+  if [[ ",$2," == *,photos,* && ! -d "$photos" ]]; then
+    what="photographs, and there is no folder ${photos:-of them, as neither --photos nor \$SELFEXPLAIN_DATA is given}"
+  elif [[ ",$2," == *,peers,* && ! -x "$peers" ]]; then
+    what="the published implementations, and there is no $peers (bash launch/parity.sh install)"
+  else
+    return 0
+  fi
+  if [[ " ${asked[*]-} " == *" $name "* ]]; then
+    refuse "row $name needs $what."
+  fi
+  echo "Row $name is left out: it needs $what." >&2
+  return 1
+}
+
+chosen=() names=() chosen_comparisons=() comparison_names=() chosen_benchmarks=() benchmark_names=()
 for row in "${rows[@]}"; do
   read -r table name config row_seeds dataset _ <<<"$row"
   if is_asked "$table" "$name"; then
@@ -176,15 +222,25 @@ for comparison in ${comparisons[@]+"${comparisons[@]}"}; do
     fi
   fi
 done
-if ((!${#chosen[@]} && !${#chosen_comparisons[@]})); then
+for benchmark in ${benchmarks[@]+"${benchmarks[@]}"}; do
+  read -r name config what needs overrides <<<"$benchmark"
+  if is_asked benchmarks "$name"; then
+    benchmark_names+=("$name")
+    if has_needs "$name" "$needs"; then
+      chosen_benchmarks+=("$benchmark")
+    fi
+  fi
+done
+if ((!${#chosen[@]} && !${#chosen_comparisons[@]} && !${#chosen_benchmarks[@]})); then
   refuse "no row is left to run."
 fi
 
 # shellcheck source=launch/setup.sh
 source "$root/launch/setup.sh"
 
-# run_unless_finished WHAT FOLDER DATASET CHECK... -- ARGUMENTS...: runs launch/local.sh unless the check, a command of
-# Python, finds it finished; what fails ends the script.
+# run_unless_finished WHAT FOLDER DATASET CHECK... -- ARGUMENTS...: runs launch/local.sh, behind what is in `environment`,
+# unless the check, a command of Python, finds it finished; what fails ends the script.
+environment=()
 run_unless_finished() {
   local what="$1" folder="$2" dataset="$3" check=() code=0
   shift 3
@@ -193,7 +249,7 @@ run_unless_finished() {
     shift
   done
   shift
-  local command=(bash "$root/launch/local.sh" "$1" --workdir="$folder" "${@:2}")
+  local command=(${environment[@]+"${environment[@]}"} bash "$root/launch/local.sh" "$1" --workdir="$folder" "${@:2}")
   if [[ "$dataset" != - ]]; then
     command+=(--config.data.data_dir="$(folder_of "$dataset")")
   fi
@@ -260,12 +316,45 @@ for comparison in ${chosen_comparisons[@]+"${chosen_comparisons[@]}"}; do
   run_unless_finished "Comparison $name" "$runs/$name" "$dataset" \
     selfexplain_jax.report.reproduce_comparisons finished "$runs/$name" "$name" -- "${arguments[@]}"
 done
+# A program from JAX's cache takes no time to compile, and does not tell its memory as one that was just compiled does.
+if ((${#chosen_benchmarks[@]})); then
+  export JAX_ENABLE_COMPILATION_CACHE=false
+fi
+for benchmark in ${chosen_benchmarks[@]+"${chosen_benchmarks[@]}"}; do
+  read -r name config what needs overrides <<<"$benchmark"
+  arguments=(--config="$root/$config" --mode=benchmark --what="$what" --json="$runs/$name/benchmark.json")
+  environment=()
+  if [[ "$what" == compile ]]; then
+    arguments=(--config="$root/$config" --mode=compile)
+    # As XLA compiles unless told otherwise: an empty file of flags keeps local.sh from its own for some processors.
+    environment=(env "XLA_FLAGS=${XLA_FLAGS:-/dev/null}")
+  fi
+  if [[ ",$needs," == *,photos,* ]]; then
+    arguments+=(--images="$photos")
+  fi
+  if [[ ",$needs," == *,peers,* ]]; then
+    arguments+=(--peers="$peers")
+  fi
+  if [[ "$what" == time_to_masks ]]; then
+    arguments+=(--config.benchmark.peer_config="$root/configs/predecessor.py")
+  fi
+  for override in $overrides; do
+    arguments+=("--config.$override")
+  done
+  run_unless_finished "Benchmark $name" "$runs/$name" - \
+    selfexplain_jax.report.reproduce_benchmarks finished "$runs/$name" "$name" -- "${arguments[@]}"
+done
 
+# Each compares as far as nothing was wrong before; a difference of any is the exit code.
 differs=0
-if ((${#names[@]})); then
-  call "$python" -m selfexplain_jax.report.reproduce compare "$runs" "${names[@]}" || differs=$?
-fi
-if ((${#comparison_names[@]} && differs < 2)); then
-  call "$python" -m selfexplain_jax.report.reproduce_comparisons compare "$runs" "${comparison_names[@]}" || differs=$?
-fi
+compare() {
+  local code=0
+  if (($# > 1 && differs < 2)); then
+    call "$python" -m "selfexplain_jax.report.$1" compare "$runs" "${@:2}" || code=$?
+    differs=$((code > differs ? code : differs))
+  fi
+}
+compare reproduce ${names[@]+"${names[@]}"}
+compare reproduce_comparisons ${comparison_names[@]+"${comparison_names[@]}"}
+compare reproduce_benchmarks ${benchmark_names[@]+"${benchmark_names[@]}"}
 exit "$differs"

@@ -29,6 +29,7 @@ from selfexplain_jax import (
 )
 from selfexplain_jax.benchmark_step import Measurement, benchmark_explain, benchmark_pipeline, benchmark_train
 from selfexplain_jax.folders import open_folder, write_whole
+from selfexplain_jax.provenance import provenance
 from selfexplain_jax.training.config_json import jsonable
 from selfexplain_jax.types import UserError
 
@@ -66,10 +67,11 @@ def run(
       json_path: where the JSON is written; "": WORKDIR/benchmark.json, of what is not `TRAINING` benchmark_WHAT.json.
 
     Returns:
-      What the file holds: {"device", "devices", "hosts", "backend", "jax", "image_size", "dataset"}, and for `TRAINING`
-      {"batch_size", "measured": {name: {"median", "values"}}}; else "what", "settings" (config.benchmark) and
-      what `benchmark_attribution.run`, `benchmark_curves.memory`, `benchmark_curves.curves`,
-      `benchmark_backbone.run`, `benchmark_predecessor.run` or `benchmark_time_to_masks.run` return.
+      What the file holds: {"device", "devices", "hosts", "backend", "jax", "image_size", "dataset", "what"},
+      `provenance.provenance`, and for `TRAINING` {"batch_size", "measured": {name: {"median", "values"}}}; else
+      "settings" (config.benchmark) and what `benchmark_attribution.run`, `benchmark_curves.memory`,
+      `benchmark_curves.curves`, `benchmark_backbone.run`, `benchmark_predecessor.run` or
+      `benchmark_time_to_masks.run` return.
 
     Raises:
       UserError: a bad config, or an unknown `what`.
@@ -85,18 +87,19 @@ def run(
         "jax": jax.__version__,
         "image_size": config.data.image_size,
         "dataset": config.data.name,
-    }
+        "what": what,
+    } | provenance(config)
     usual = "benchmark.json" if what in TRAINING else f"benchmark_{what}.json"
     path = open_folder(json_path) if json_path else open_folder(workdir) / usual
     if what in EXPLAINING:
-        result |= {"what": what, "settings": jsonable(config.benchmark)}
+        result |= {"settings": jsonable(config.benchmark)}
         result |= _explaining(config, workdir, what, images, peers)
     elif what == "train" and peers:
-        result |= {"what": what} | benchmark_predecessor.run(config, workdir, peers)
+        result |= benchmark_predecessor.run(config, workdir, peers)
     elif what == "backbone":
-        result |= {"what": what} | benchmark_backbone.run(config, workdir, peers)
+        result |= benchmark_backbone.run(config, workdir, peers)
     elif what == "time_to_masks":
-        result |= {"what": what} | benchmark_time_to_masks.run(config, workdir, peers)
+        result |= benchmark_time_to_masks.run(config, workdir, peers)
     else:
         result |= _training(config, what)
     if jax.process_index() == 0:

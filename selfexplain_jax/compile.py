@@ -17,6 +17,7 @@ from selfexplain_jax import topology as topology_lib
 from selfexplain_jax.costs import memory_of
 from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.models.backend import written_for
+from selfexplain_jax.provenance import provenance
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.experiment import Experiment, build, make_step, state_creation
 from selfexplain_jax.training.state import TrainState
@@ -127,8 +128,8 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None, 
       {"device", "devices", "topology", "batch_size", "parameters", "parameter_bytes", "state_bytes",
       "parameter_bytes_per_device", "state_bytes_per_device", "memory_bytes": {"arguments", "outputs", "shared",
       "temporary", "program", "total", "peak"}, "flops", "bytes_accessed", "collectives": {operation: {"count",
-      "bytes"}} (see `collectives_in`), "trace_seconds", "compile_seconds"}; what the backend does not tell is None or
-      left out.
+      "bytes"}} (see `collectives_in`), "trace_seconds", "compile_seconds"} and `provenance.provenance`; what the
+      backend does not tell is None or left out.
 
     Raises:
       UserError: a bad config, a batch that does not divide over the devices, or a topology that is unknown or cannot be
@@ -163,7 +164,7 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None, 
         "collectives": collectives_in(compiled.as_text()),
         "trace_seconds": round(traced - started, 2),
         "compile_seconds": round(finished - traced, 2),
-    }
+    } | provenance(config)
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(summary(result))
     if workdir is not None and jax.process_index() == 0:

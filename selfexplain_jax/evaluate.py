@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 import math
 import os
-import pathlib
-import platform
-import subprocess
 from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +15,6 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-import selfexplain_jax
 from selfexplain_jax import examples, image_rows, progress
 from selfexplain_jax.data.pipeline import evaluation_batches
 from selfexplain_jax.folders import open_folder, write_whole
@@ -37,11 +32,9 @@ from selfexplain_jax.metrics import (
     view,
 )
 from selfexplain_jax.models import masking
+from selfexplain_jax.provenance import provenance
 from selfexplain_jax.training import mesh
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, SumCount, UserError
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "scikit-learn")
-"""Packages whose versions stand in results.json."""
 
 
 def evaluate(
@@ -168,17 +161,7 @@ def write_results(
     metrics, extra = dict(metrics), dict(extra or {})
     counts = metrics.pop("counts", {})
     metrics |= {name: extra[name] for name in ("train_seconds", "steps") if name in extra}
-    commit, dirty = _commit()
-    results = {
-        "metrics": finite(metrics, "metrics"),
-        "counts": finite(counts, "counts"),
-        "seed": int(config.seed),
-        "commit": commit,
-        "dirty": dirty,
-        "versions": _versions(),
-        # A config may hold numbers that JSON cannot say.
-        "config": _with_text_for_infinity(config.to_dict()),
-    }
+    results = {"metrics": finite(metrics, "metrics"), "counts": finite(counts, "counts")} | provenance(config)
     clash = sorted(set(results) & set(extra))
     if clash:
         raise UserError(f"extra holds {clash}, which results.json already has: rename them.")
@@ -361,36 +344,3 @@ def finite(value: Any, name: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} is {value}: results.json takes finite numbers only. Find out where it comes from.")
     return value
-
-
-def _with_text_for_infinity(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _with_text_for_infinity(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_text_for_infinity(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _versions() -> dict[str, str | None]:
-    versions = {"python": platform.python_version(), "selfexplain_jax": selfexplain_jax.__version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    """Returns (commit, whether files differ from it) of the repository this file is tracked in, else (None, None)."""
-    file = pathlib.Path(__file__).resolve()
-
-    def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=file.parent, capture_output=True, text=True, check=True).stdout
-
-    try:
-        # An installed copy may lie in somebody else's repository, whose commit would say nothing about this code.
-        git("ls-files", "--error-unmatch", file.name)
-        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain").strip())
-    except (OSError, subprocess.CalledProcessError):
-        return None, None

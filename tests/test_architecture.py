@@ -18,7 +18,7 @@ ROOMS = [
     ("config",),
     ("recipes",),
     ("folders",),
-    ("pictures", "progress"),
+    ("pictures", "progress", "provenance"),
     ("data",),
     ("models",),
     ("objectives",),

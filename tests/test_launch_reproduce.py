@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from selfexplain_jax.report.reproduce_benchmarks import read_benchmarks
 from selfexplain_jax.report.reproduce_comparisons import read_comparisons
 from selfexplain_jax.report.stored import read_stored
 
@@ -17,8 +18,8 @@ FAKE_PYTHON = """#!/usr/bin/env bash
 printf '%s|' "$@" >>"$CALLS"
 printf '\\n' >>"$CALLS"
 case "$*" in
-  *"reproduce finished"* | *"reproduce_comparisons finished"*) if [[ -e "$4/results.json" ]]; then exit 0; fi; exit 3 ;;
-  *"reproduce compare"* | *"reproduce_comparisons compare"*) exit "${DIFFERS:-0}" ;;
+  *"reproduce finished"* | *"reproduce_"*" finished"*) if [[ -e "$4/results.json" ]]; then exit 0; fi; exit 3 ;;
+  *"reproduce compare"* | *"reproduce_"*" compare"*) exit "${DIFFERS:-0}" ;;
   *selfexplain_jax.main*)
     for argument in "$@"; do
       if [[ "$argument" == --workdir=* ]]; then mkdir -p "${argument#*=}"; touch "${argument#*=}/results.json"; fi
@@ -38,8 +39,9 @@ def reproduce(tmp_path):
 
     def run(*arguments, **variables):
         calls.write_text("")
-        kept = {name: value for name, value in os.environ.items() if name != "TFDS_DATA_DIR"}
+        kept = {name: value for name, value in os.environ.items() if name not in ("TFDS_DATA_DIR", "SELFEXPLAIN_DATA")}
         own = {"CALLS": str(calls), "SELFEXPLAIN_VENV": str(tmp_path / "venv")}
+        own["SELFEXPLAIN_PARITY_VENV"] = str(tmp_path / "parity")
         done = subprocess.run(
             ["bash", str(ROOT / "launch" / "reproduce.sh"), *arguments],
             env=kept | own | variables,
@@ -79,6 +81,75 @@ def test_its_comparisons_are_the_stored_ones():
         assert ",".join(f"{model}={row}" for model, row in stored.models.items()) == models
         assert all(not rows[row].superseded for row in stored.models.values())
     assert [name for name, *_ in listed] == list(read_comparisons())
+
+
+def test_its_benchmarks_are_the_stored_ones():
+    text = (ROOT / "launch" / "reproduce.sh").read_text().split("\nbenchmarks=(\n", 1)[1].split("\n)", 1)[0]
+    listed = [line.strip().strip('"').split() for line in text.splitlines()]
+    assert [name for name, *_ in listed] == list(read_benchmarks())
+    for name, config, what, needs, *overrides in listed:
+        stored = read_benchmarks()[name]
+        assert (stored.config, stored.what, list(stored.overrides)) == (config, what, overrides)
+        # What was measured beside the peers names their versions.
+        assert ("peers" in needs.split(",")) == (list(stored.versions) != ["jax"]), name
+        assert ("photos" in needs.split(",")) == (what in ("attribution", "metrics", "memory", "curves"))
+
+
+def test_benchmarks_are_run_with_what_they_need_and_then_compared(reproduce, tmp_path):
+    peers = tmp_path / "parity" / "bin" / "python"
+    peers.parent.mkdir(parents=True)
+    peers.write_text("")
+    peers.chmod(0o755)
+    (tmp_path / "my photos").mkdir()
+    names = ("pipeline", "rise", "time_to_masks", "compile_1000_classes")
+    done, calls = reproduce(*names, "--runs=my runs", "--photos=my photos")
+    assert done.returncode == 0, done.stderr
+    pipeline, rise, race, compiled = [call for call in calls if "|selfexplain_jax.main|" in call]
+    measured = "--mode=benchmark|--what={what}|--json=my runs/{name}/benchmark.json|"
+    start = f"-m|selfexplain_jax.main|--config={ROOT}/configs/"
+    assert pipeline == start + "synthetic.py|--workdir=my runs/pipeline|" + measured.format(
+        what="pipeline", name="pipeline"
+    )
+    assert (
+        rise
+        == start
+        + "imagenet.py:classifier|--workdir=my runs/rise|"
+        + measured.format(what="attribution", name="rise")
+        + f"--images=my photos|--peers={peers}|--config.benchmark.rows=('rise',)|"
+    )
+    assert f"--peers={peers}|--config.benchmark.peer_config={ROOT}/configs/predecessor.py|" in race
+    assert compiled.endswith("--workdir=my runs/compile_1000_classes|--mode=compile|--config.train.batch_size=32|")
+    assert calls[-1] == f"-m|selfexplain_jax.report.reproduce_benchmarks|compare|my runs|{'|'.join(names)}|"
+    # What is finished is not run again, and a difference is the exit code.
+    done, calls = reproduce(*names, "--runs=my runs", "--photos=my photos", DIFFERS="1")
+    assert not [call for call in calls if "|selfexplain_jax.main|" in call] and done.returncode == 1
+
+
+def test_benchmarks_that_lack_something_are_left_out_and_said_to_be(reproduce, tmp_path):
+    done, _ = reproduce("benchmarks", "--dry-run")
+    assert done.returncode == 0
+    alone = [name for name, one in read_benchmarks().items() if one.what in ("pipeline", "train", "explain", "compile")]
+    alone = [name for name in alone if not name.startswith("step_")]
+    assert [re.search(r"/(\w+) --mode", line).group(1) for line in done.stdout.splitlines()[:-1]] == alone
+    assert done.stderr.count("is left out: it needs") == len(read_benchmarks()) - len(alone)
+    assert "Row memory is left out: it needs photographs, and there is no folder of them" in done.stderr
+    assert "Row step_unet is left out: it needs the published implementations" in done.stderr
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    # What is compiled for its figures alone is compiled without the flag that local.sh has for some processors.
+    compiled = [line for line in done.stdout.splitlines() if "--mode=compile" in line]
+    assert len(compiled) == 3 and all(line.startswith("env XLA_FLAGS=/dev/null bash ") for line in compiled)
+    done, _ = reproduce("memory", "--dry-run", SELFEXPLAIN_DATA=str(tmp_path / "data"))
+    assert done.returncode == 0 and f"--images={tmp_path}/data/photos" in done.stdout
+
+
+def test_every_list_is_compared_and_any_difference_is_the_exit_code(reproduce):
+    done, calls = reproduce("texture", "methods_synthetic", "pipeline", "--runs=runs", DIFFERS="1")
+    assert done.returncode == 1
+    assert [call.split("|")[1] for call in calls if "|compare|" in call] == [
+        f"selfexplain_jax.report.{name}" for name in ("reproduce", "reproduce_comparisons", "reproduce_benchmarks")
+    ]
+    done, calls = reproduce("texture", "pipeline", "--runs=runs", DIFFERS="2")
+    assert done.returncode == 2 and len([call for call in calls if "|compare|" in call]) == 1
 
 
 def test_a_comparison_trains_its_models_first_and_is_then_compared(reproduce, tmp_path):
@@ -152,20 +223,22 @@ def test_mnist_is_left_out_and_said_to_be_where_it_is_not_prepared(reproduce, tm
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("arguments", "message"),
     [
         (
-            "nosuch",
-            "there is no row nosuch. Choose among: main ablation photographs other comparisons synthetic texture",
+            "mnist nosuch",
+            "there is no row nosuch. Choose among: main ablation photographs other comparisons benchmarks synthetic",
         ),
-        ("--seeds=a", "seeds are whole numbers with commas between"),
-        ("--config.train.steps=3", "do not know --config.train.steps=3"),
+        ("mnist --seeds=a", "seeds are whole numbers with commas between"),
+        ("mnist --config.train.steps=3", "do not know --config.train.steps=3"),
         ("mnist", "row mnist needs mnist"),
-        ("--data_dir=nowhere", ""),
+        ("rise", "row rise needs photographs, and there is no folder of them, as neither"),
+        ("backbone", "row backbone needs the published implementations, and there is no"),
+        ("mnist --data_dir=nowhere", ""),
     ],
 )
-def test_bad_input_is_told_before_anything_runs(reproduce, argument, message):
-    done, calls = reproduce("mnist", argument)
+def test_bad_input_is_told_before_anything_runs(reproduce, arguments, message):
+    done, calls = reproduce(*arguments.split())
     assert done.returncode == 2 and not calls
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from selfexplain_jax.config import load_config
-from selfexplain_jax.report import reproduce, stored
+from selfexplain_jax.report import reproduce, run_again, stored
 from selfexplain_jax.report.stored import StoredRow, StoredRun, allowance, seed_deviation
 from selfexplain_jax.training.config_json import jsonable
 from selfexplain_jax.types import UserError
@@ -104,13 +104,13 @@ def test_unknown_spread_is_said_and_is_no_difference(tmp_path):
     one = row("b", 0.8)
     (made,) = reproduce.compare({"b": one}, one, [results(iou=0.1)])
     assert made.allowed is None and not made.differs
-    assert "unknown" in reproduce.comparison_table([made])
+    assert "unknown" in run_again.comparison_table([made])
 
 
 def test_finished_is_what_has_results_of_the_rows_config(files, capsys):
     path, runs = files
     ask = ["--stored", str(path), "finished", str(runs / "a_seed1"), "a", "1"]
-    assert reproduce.main(ask) == reproduce.NOT_FINISHED
+    assert reproduce.main(ask) == run_again.NOT_FINISHED
     file = write_measured(runs, "a", 1, iou=0.5) / "results.json"
     assert reproduce.main(ask) == 0
     # Where the data lie and how often it logs makes no number another one.
@@ -131,7 +131,7 @@ def test_finished_is_what_has_results_of_the_rows_config(files, capsys):
     [
         (["compare", "{runs}", "nosuch"], "Row 'nosuch' is not there. Choose among: a, b."),
         (["compare", "{runs}", "old"], "Row 'old' is of an older recipe"),
-        (["compare", "{runs}"], "No row was measured in"),
+        (["compare", "{runs}"], "Nothing of that was measured in"),
         (["--stored", "{runs}/none.json", "compare", "{runs}"], "There are no stored results in"),
     ],
 )

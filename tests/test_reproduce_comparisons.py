@@ -43,18 +43,39 @@ def test_numbers_are_stored_and_nothing_else(stored):
     assert stored.read_text() == before and again.read_comparisons(stored.with_name("none.json")) == {}
 
 
-def test_controls_must_come_out_the_same_and_trained_maps_are_not_judged(stored, tmp_path, capsys):
+def test_controls_must_come_out_the_same_and_trained_maps_within_the_draw_of_images(stored, tmp_path, capsys):
     runs = tmp_path / "runs"
-    # What the classifier says of a control's map depends on the classifier.
-    write(runs / "tiny", iou=0.9, centre=0.3 + 0.9 * again.SAME)
+    # Twenty images of mean .4: (20 x .4 + 2) / 24 = .41667, and 2.576 sqrt(2 x .41667 x .58333 / 20) = .4016.
+    write(runs / "tiny", iou=0.79, centre=0.3 + 0.9 * again.SAME)
     assert again.main(["--stored", str(stored), "compare", str(runs)]) == 0
     text = capsys.readouterr().out
-    assert "| tiny grad_cam | iou      | 0.400  | 0.900    | +0.500     | unknown | -" in text
-    assert "| tiny centre   | deletion | 0.200  | 0.200    | +0.000     | unknown | -" in text
+    assert "| tiny grad_cam | iou      | 0.400  | 0.790    | +0.390     | 0.402 (borrowed) | yes" in text
+    # What the classifier says of a control's map depends on the classifier: (20 x .2 + 2) / 24 = .25.
+    assert "| tiny centre   | deletion | 0.200  | 0.200    | +0.000     | 0.353 (borrowed) | yes" in text
     assert text.strip() in (runs / "reproduced_comparisons.md").read_text()
     write(runs / "tiny", centre=0.3 + 1.1 * again.SAME)
     assert again.main(["--stored", str(stored), "compare", str(runs), "tiny"]) == 1
     assert "tiny centre: iou" in capsys.readouterr().out
+    write(runs / "tiny", iou=0.81)
+    assert again.main(["--stored", str(stored), "compare", str(runs), "tiny"]) == 1
+    assert "tiny grad_cam: iou" in capsys.readouterr().out
+
+
+def test_what_two_draws_of_images_may_differ_by():
+    # A gap between -1 and 1 has four times the variance of a share of the same images.
+    assert again.drawn("swap_owner_gap", 0.0, 100) == pytest.approx(2 * again.drawn("iou", 0.5, 100))
+    assert again.drawn("road", 0.0, 100) == pytest.approx(again.drawn("iou", 0.5, 100))
+    # None of a hundred is not never, and more images say more.
+    assert again.drawn("pointing_game", 1.0, 100) == pytest.approx(2.576 * (2 * 2 / 104 * 102 / 104 / 100) ** 0.5)
+    assert again.drawn("iou", 0.5, 400) == pytest.approx(again.drawn("iou", 0.5, 100) / 2)
+    # Over all pixels of the data set, and no mean over images.
+    assert again.drawn("pixel_average_precision", 0.5, 100) is None
+    stored = again.read_comparisons()
+    for comparison in stored.values():
+        for numbers in comparison.methods.values():
+            assert all(
+                low <= numbers[metric] <= high for metric, (low, high) in again.MEANS.items() if metric in numbers
+            )
 
 
 def test_finished_is_a_comparison_of_that_config(stored, tmp_path, capsys):
@@ -77,7 +98,7 @@ def test_finished_is_a_comparison_of_that_config(stored, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compare", "RUNS"], "No comparison was measured in"),
+        (["compare", "RUNS"], "Nothing of that was measured in"),
         (["compare", "RUNS", "huge"], "no stored comparison 'huge'. Choose among: tiny"),
         (["store", "x", "RUNS", f"--config={CONFIG}", f"--models={MODELS}"], "There is no comparison.json in"),
         (["store", "x", "RUNS", "a.b=1", f"--config={CONFIG}", f"--models={MODELS}"], "'a.b=1' is no FIELD=VALUE"),

@@ -4,37 +4,49 @@ python -m selfexplain_jax.report.reproduce_comparisons finished FOLDER NAME     
 python -m selfexplain_jax.report.reproduce_comparisons compare RUNS NAME...     the table; exit code 1 where one differs
 python -m selfexplain_jax.report.reproduce_comparisons store NAME FOLDER FIELD=VALUE... --config=SPEC --models=M=ROW,...
 
-The models behind a comparison are trained again too, and nobody knows how far post-hoc maps spread over trainings:
-these numbers are shown beside the stored ones and not judged. What asks no model, the controls against annotated masks,
-must come out the same.
+What asks no model, the controls against annotated masks, must come out the same. The models behind the rest are
+trained again too, and no seeds say how far their maps spread: means over images may differ as two draws of so many
+images would, see `drawn`. Other numbers are shown beside the stored ones and not judged.
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
 import dataclasses
-import json
+import math
 import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
-
-from selfexplain_jax.config import load_config
-from selfexplain_jax.folders import write_whole
-from selfexplain_jax.report.reproduce import NO_NUMBER_CHANGES, NOT_FINISHED, Comparison, comparison_table, verdict
+from selfexplain_jax.report.reproduce import NO_NUMBER_CHANGES
+from selfexplain_jax.report.run_again import (
+    Comparison,
+    choose,
+    command_line,
+    config_of,
+    hold_to_commit,
+    hold_to_config,
+    read_entries,
+    tell,
+    verdict,
+    write_entries,
+)
 from selfexplain_jax.report.runs import read_json
 from selfexplain_jax.report.stored import ROOT
 from selfexplain_jax.report.tables import HEADLINES, is_number
-from selfexplain_jax.training.config_json import differing_fields, jsonable
 from selfexplain_jax.types import UserError
 
 STORED = ROOT / "docs" / "comparisons.json"
+ADVICE = "Of what asks a model one in a hundred may do so by chance; another seed of the models tells."
 SAME = 0.002
 """How far a number may lie that depends on no training: rounding, and decoders of photos."""
+QUANTILE = 2.576
+"""Two-sided 99 % quantile of the normal distribution."""
+MEANS = dict.fromkeys(("iou", "continuous_iou", "pointing_game", "energy_pointing_game"), (0.0, 1.0))
+MEANS |= dict.fromkeys(("deletion", "insertion", "average_drop"), (0.0, 1.0))
+MEANS |= {"road": (-0.5, 0.5), "swap_owner_gap": (-1.0, 1.0)}
+"""Those of `tables.HEADLINES` that are means over images, or over classes of such, and between what an image's lies."""
 MAY_DIFFER = (
     *(name for name in NO_NUMBER_CHANGES if name != "comparison"),
     "comparison.models",
@@ -67,54 +79,13 @@ class StoredComparison:
 
 
 def read_comparisons(path: str | os.PathLike = STORED) -> dict[str, StoredComparison]:
-    """Returns {name: comparison}; none where there is no such file.
-
-    Raises:
-      UserError: the file is no JSON, or an entry lacks something.
-    """
-    content = read_json(pathlib.Path(path), "comparisons") or {"comparisons": []}
-    found = {}
-    for number, entry in enumerate(content["comparisons"], 1):
-        try:
-            lists = {name: tuple(entry[name]) for name in ("overrides", "controls", "asks_the_model")}
-            read = StoredComparison(**entry | lists)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"Comparison {number} of {path} cannot be read: {error}.") from error
-        found[read.name] = read
-    return found
+    """Returns {name: comparison}; none where there is no such file. See `run_again.read_entries`."""
+    return read_entries(path, "comparisons", StoredComparison, ("overrides", "controls", "asks_the_model"))
 
 
 def write_comparisons(comparisons: Mapping[str, StoredComparison], path: str | os.PathLike = STORED) -> None:
-    """Writes them all; a method is one line, so that changes can be read."""
-    entries = []
-    for comparison in comparisons.values():
-        plain = dataclasses.asdict(comparison)
-        methods = ",\n".join(f"        {json.dumps(m)}: {json.dumps(v)}" for m, v in plain.pop("methods").items())
-        fields = ",\n".join(f"      {json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items())
-        entries.append(f'    {{\n{fields},\n      "methods": {{\n{methods}\n      }}\n    }}')
-    write_whole(pathlib.Path(path), ('{\n  "comparisons": [\n' + ",\n".join(entries) + "\n  ]\n}\n").encode())
-
-
-def config_of(spec: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """Returns the config of a comparison with its overrides, FIELD=VALUE with a Python literal or a word.
-
-    Raises:
-      UserError: a field that is not there, or no "=".
-    """
-    config = load_config(str(ROOT / spec))
-    for override in overrides:
-        field, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"{override!r} is no FIELD=VALUE of {spec}.")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        try:
-            config.update_from_flattened_dict({field: value})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{override!r} is no FIELD=VALUE of {spec}: {error}") from error
-    return config
+    """Writes them all; a method is one line."""
+    write_entries(path, "comparisons", comparisons, "methods")
 
 
 def read_again(folder: str | os.PathLike, stored: StoredComparison) -> dict[str, Any] | None:
@@ -123,24 +94,34 @@ def read_again(folder: str | os.PathLike, stored: StoredComparison) -> dict[str,
     Raises:
       UserError: it is of another config.
     """
-    config = jsonable(config_of(stored.config, stored.overrides))
+    config = config_of(stored.config, stored.overrides)
     path = pathlib.Path(folder) / "comparison.json"
     found = read_json(path, "methods")
-    if found is None:
-        return None
-    differing = differing_fields(found.get("config", {}), config, MAY_DIFFER)
-    if differing:
-        raise UserError(
-            f"{path} is not of comparison {stored.name} as it is today:\n"
-            + "\n".join(f"  {line}" for line in differing)
-            + f"\nRemove {path.parent}, or name another folder with --runs=DIR."
-        )
+    if found is not None:
+        hold_to_config(path, found, f"comparison {stored.name}", config, MAY_DIFFER)
     return found
 
 
 def failing(found: Mapping[str, Any]) -> list[str]:
     """Returns the methods that failed on an image, or for which a metric failed: the same command tries them again."""
     return [label for label, row in found["methods"].items() if row.get("failures") or row.get("metric_failures")]
+
+
+def drawn(metric: str, value: float, images: int) -> float | None:
+    """Returns how far the means of two draws of images may lie apart, 99 % of the time, at most; None where unknown.
+
+    Numbers in [a, b] with mean m have a variance of (m - a) (b - m) at most, so that of the difference between two
+    means of n is 2 (m - a) (b - m) / n at most. As in `stored.scale`, four numbers in the middle are added: none wrong
+    of n images does not mean never wrong.
+
+    >>> round(drawn("iou", 0.5, 100), 3)  # 2.576 sqrt(2 x .25 / 100)
+    0.182
+    """
+    if metric not in MEANS:
+        return None
+    low, high = MEANS[metric]
+    mean = (images * value + 2 * (low + high)) / (images + 4)
+    return QUANTILE * math.sqrt(2 * (mean - low) * (high - mean) / images)
 
 
 def compare(stored: StoredComparison, found: Mapping[str, Any]) -> list[Comparison]:
@@ -158,9 +139,9 @@ def compare(stored: StoredComparison, found: Mapping[str, Any]) -> list[Comparis
             if not is_number(measured.get(metric)):
                 raise UserError(f"Comparison {stored.name} has no {metric} of {label} any more, which is stored.")
             no_model = label in stored.controls and metric not in stored.asks_the_model
-            allowed = SAME if no_model else None
-            row = f"{stored.name} {label}"
-            made.append(Comparison(row, metric, numbers[metric], 1, measured[metric], 1, allowed, False))
+            value, row = numbers[metric], f"{stored.name} {label}"
+            allowed = SAME if no_model else drawn(metric, value, stored.images)
+            made.append(Comparison(row, metric, value, 1, measured[metric], 1, allowed, not no_model))
     return made
 
 
@@ -173,23 +154,12 @@ def compare_folder(runs: str | os.PathLike, names: Sequence[str], stored: str | 
     known = read_comparisons(stored)
     made, missing = [], []
     for name in names or known:
-        one = choose(known, name)
+        one = choose(known, name, "comparison")
         found = read_again(pathlib.Path(runs) / name, one)
         made += compare(one, found) if found else []
         missing += [] if found else [name]
-    if not made:
-        raise UserError(f"No comparison was measured in {runs} yet: bash launch/reproduce.sh NAME runs one.")
-    text = f"{comparison_table(made)}\n\n{verdict(made, missing)}\nPost-hoc maps of trained models are not judged."
-    (pathlib.Path(runs) / "reproduced_comparisons.md").write_text(f"# Comparisons, stored and measured\n\n{text}\n")
-    print(text)
-    return int(any(one.differs for one in made))
-
-
-def choose(known: Mapping[str, StoredComparison], name: str) -> StoredComparison:
-    """Returns the comparison of that name, or raises a UserError that lists those there are."""
-    if name not in known:
-        raise UserError(f"There is no stored comparison {name!r}. Choose among: {', '.join(known)}.")
-    return known[name]
+    words = f"{verdict(made, missing, ADVICE)}\nBorrowed: the most that the draw of the images makes."
+    return tell(pathlib.Path(runs) / "reproduced_comparisons.md", "Comparisons, stored and measured", made, words)
 
 
 def store(
@@ -210,8 +180,7 @@ def store(
     found = read_again(folder, blank)
     if found is None:
         raise UserError(f"There is no comparison.json in {folder}: --mode=evaluate with {config} writes it.")
-    if found.get("dirty") is not False or not found.get("commit"):
-        raise UserError(f"{folder} is not from a clean commit, so nobody could repeat it. Commit, and run it again.")
+    commit = hold_to_commit(str(folder), found)
     if failing(found):
         raise UserError(f"{folder}: {', '.join(failing(found))} failed; run the comparison again before it is stored.")
     if set(models) != set(found["config"]["comparison"]["models"]):
@@ -222,7 +191,7 @@ def store(
     }
     entry = dataclasses.replace(
         blank,
-        commit=found["commit"][:7],
+        commit=commit,
         images=found["images"],
         controls=tuple(found["controls"]),
         asks_the_model=tuple(found["asks_the_model"]),
@@ -232,36 +201,19 @@ def store(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code. Bad input is 2, with one message on standard error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stored", default=str(STORED), help="default: docs/comparisons.json of the repository")
-    commands = parser.add_subparsers(dest="command", required=True)
-    asked = commands.add_parser("finished")
-    asked.add_argument("folder")
-    asked.add_argument("name")
-    asked = commands.add_parser("compare")
-    asked.add_argument("runs")
-    asked.add_argument("names", nargs="*")
-    asked = commands.add_parser("store")
-    asked.add_argument("name")
-    asked.add_argument("folder")
-    asked.add_argument("overrides", nargs="*")
-    asked.add_argument("--config", required=True)
-    asked.add_argument("--models", required=True)
-    flags = parser.parse_args(arguments)
-    try:
-        if flags.command == "finished":
-            one = choose(read_comparisons(flags.stored), flags.name)
-            found = read_again(flags.folder, one)
-            return 0 if found is not None and not failing(found) else NOT_FINISHED
-        if flags.command == "compare":
-            return compare_folder(flags.runs, flags.names, flags.stored)
+    """Runs the command line; returns its exit code. See `run_again.command_line`."""
+
+    def finished(flags) -> bool:
+        found = read_again(flags.folder, choose(read_comparisons(flags.stored), flags.name, "comparison"))
+        return found is not None and not failing(found)
+
+    def put(flags) -> None:
         pairs = dict(pair.partition("=")[::2] for pair in flags.models.split(","))
         store(flags.name, flags.folder, flags.config, pairs, flags.overrides, flags.stored)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    needed = {flag: {"required": True} for flag in ("--config", "--models")}
+    flags_of = {"store": {"folder": {}, "overrides": {"nargs": "*"}} | needed}
+    return command_line(__doc__, STORED, flags_of, finished, compare_folder, put, arguments)
 
 
 if __name__ == "__main__":
