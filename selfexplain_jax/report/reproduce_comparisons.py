@@ -5,8 +5,8 @@ python -m selfexplain_jax.report.reproduce_comparisons compare RUNS NAME...     
 python -m selfexplain_jax.report.reproduce_comparisons store NAME FOLDER FIELD=VALUE... --config=SPEC --models=M=ROW,...
 
 The models behind a comparison are trained again too, and nobody knows how far post-hoc maps spread over trainings:
-these numbers are shown beside the stored ones and not judged. What asks no model, the controls against annotated masks,
-must come out the same.
+these numbers are shown beside the stored ones and not judged. What asks no model must come out the same: the controls
+against annotated masks, and their maps before and after the model is redrawn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from selfexplain_jax.folders import write_whole
 from selfexplain_jax.report.reproduce import NO_NUMBER_CHANGES, NOT_FINISHED, Comparison, comparison_table, verdict
 from selfexplain_jax.report.runs import read_json
 from selfexplain_jax.report.stored import ROOT
-from selfexplain_jax.report.tables import HEADLINES, is_number
+from selfexplain_jax.report.tables import HEADLINES, is_number, sanity_failures, sanity_of
 from selfexplain_jax.training.config_json import differing_fields, jsonable
 from selfexplain_jax.types import UserError
 
@@ -41,7 +41,9 @@ MAY_DIFFER = (
     "comparison.model_configs",
     "comparison.figure_images",
 )
-"""Fields that may differ between two runs of one comparison."""
+"""Fields that may differ between two runs of one comparison. So may a method's `chunk_size`, which changes no map."""
+SIMILARITIES = ("ssim", "rank_correlation")
+"""Those of the sanity checks that are compared; all are stored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class StoredComparison:
     models: {model of the comparison: row of docs/results.json that trains it; "" where the config names weights}.
     commit, images: of it. controls, asks_the_model: see `compare.compare`.
     methods: {label: {metric: value}}.
+    sanity: {label: {row of `tables.sanity_rows`: {similarity: value, "defined": maps}}}; {} where nothing was checked.
     """
 
     name: str
@@ -64,6 +67,7 @@ class StoredComparison:
     controls: tuple[str, ...]
     asks_the_model: tuple[str, ...]
     methods: Mapping[str, Mapping[str, float]]
+    sanity: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(default_factory=dict)
 
 
 def read_comparisons(path: str | os.PathLike = STORED) -> dict[str, StoredComparison]:
@@ -89,9 +93,12 @@ def write_comparisons(comparisons: Mapping[str, StoredComparison], path: str | o
     entries = []
     for comparison in comparisons.values():
         plain = dataclasses.asdict(comparison)
-        methods = ",\n".join(f"        {json.dumps(m)}: {json.dumps(v)}" for m, v in plain.pop("methods").items())
-        fields = ",\n".join(f"      {json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items())
-        entries.append(f'    {{\n{fields},\n      "methods": {{\n{methods}\n      }}\n    }}')
+        tables = {name: plain.pop(name) for name in ("methods", "sanity")}
+        fields = [f"      {json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items()]
+        for name, rows in tables.items():
+            lines = ",\n".join(f"        {json.dumps(label)}: {json.dumps(row)}" for label, row in rows.items())
+            fields += [f'      "{name}": {{\n{lines}\n      }}'] if rows else []
+        entries.append("    {\n" + ",\n".join(fields) + "\n    }")
     write_whole(pathlib.Path(path), ('{\n  "comparisons": [\n' + ",\n".join(entries) + "\n  ]\n}\n").encode())
 
 
@@ -128,7 +135,8 @@ def read_again(folder: str | os.PathLike, stored: StoredComparison) -> dict[str,
     found = read_json(path, "methods")
     if found is None:
         return None
-    differing = differing_fields(found.get("config", {}), config, MAY_DIFFER)
+    chunks = [f"comparison.methods.{label}.options.chunk_size" for label in config["comparison"]["methods"]]
+    differing = differing_fields(found.get("config", {}), config, (*MAY_DIFFER, *chunks))
     if differing:
         raise UserError(
             f"{path} is not of comparison {stored.name} as it is today:\n"
@@ -139,12 +147,20 @@ def read_again(folder: str | os.PathLike, stored: StoredComparison) -> dict[str,
 
 
 def failing(found: Mapping[str, Any]) -> list[str]:
-    """Returns the methods that failed on an image, or for which a metric failed: the same command tries them again."""
-    return [label for label, row in found["methods"].items() if row.get("failures") or row.get("metric_failures")]
+    """Returns the methods that failed on an image, or for which a metric or a sanity check failed.
+
+    The same command tries them again.
+    """
+    unchecked = {label for label, _, _ in sanity_failures(found)}
+    return [
+        label
+        for label, row in found["methods"].items()
+        if row.get("failures") or row.get("metric_failures") or label in unchecked
+    ]
 
 
 def compare(stored: StoredComparison, found: Mapping[str, Any]) -> list[Comparison]:
-    """Returns what a comparison that was run again says of each stored number among `tables.HEADLINES`.
+    """Returns what a comparison that was run again says of each stored number in `tables.HEADLINES` and SIMILARITIES.
 
     Raises:
       UserError: a method or number is gone.
@@ -161,7 +177,38 @@ def compare(stored: StoredComparison, found: Mapping[str, Any]) -> list[Comparis
             allowed = SAME if no_model else None
             row = f"{stored.name} {label}"
             made.append(Comparison(row, metric, numbers[metric], 1, measured[metric], 1, allowed, False))
+    return made + _compare_sanity(stored, sanity_numbers(found))
+
+
+def _compare_sanity(stored: StoredComparison, measured: Mapping[str, Any]) -> list[Comparison]:
+    """As `compare`, of the sanity checks. A control's map asks no model, and so is the same for any."""
+    made = []
+    for label, checks in stored.sanity.items():
+        allowed = SAME if label in stored.controls else None
+        for check, numbers in checks.items():
+            for name in (name for name in SIMILARITIES if name in numbers):
+                value = measured.get(label, {}).get(check, {}).get(name)
+                if value is None:
+                    raise UserError(
+                        f"Comparison {stored.name} has no {name} of {label}, {check}, any more, which is stored."
+                    )
+                row = f"{stored.name} {label}, {check}"
+                made.append(Comparison(row, name, numbers[name], 1, value, 1, allowed, False))
     return made
+
+
+def sanity_numbers(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns {label: {row of `tables.sanity_rows`: {similarity: value, "defined": maps}}} of a comparison.json.
+
+    A similarity that is defined for no map is left out.
+    """
+    return {
+        label: {
+            check: {name: round(value, 6) for name, value in numbers.items() if is_number(value)}
+            for check, numbers in sanity_of(checked["checks"]).items()
+        }
+        for label, checked in found.get("sanity_checks", {}).items()
+    }
 
 
 def compare_folder(runs: str | os.PathLike, names: Sequence[str], stored: str | os.PathLike = STORED) -> int:
@@ -227,6 +274,7 @@ def store(
         controls=tuple(found["controls"]),
         asks_the_model=tuple(found["asks_the_model"]),
         methods=methods,
+        sanity=sanity_numbers(found),
     )
     write_comparisons(read_comparisons(stored) | {name: entry}, stored)
 
