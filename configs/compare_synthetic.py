@@ -15,21 +15,23 @@ Variants: single      one object
           multi       one to three objects
           classes     the same images, and maps of all eight classes: class mIoU and class-specific table
           confounded  trained on backgrounds that go with the label, and compared on such as do not
-          sanity      which maps change when the model is redrawn layer by layer, or was trained on shuffled
-                      labels
+          vit         a small vision transformer in the classifier's place: maps of its attention and its gradients
+          sanity      which maps change when the model is redrawn layer by layer (of vit too), or was trained on
+                      shuffled labels
           They need other runs of configs/synthetic.py; what is missing is named with the command that trains it.
 """
 
 from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import comparison_recipe
 
-VARIANTS = ("single", "explainer", "networks", "multi", "classes", "confounded", "sanity")
+VARIANTS = ("single", "explainer", "networks", "multi", "classes", "confounded", "vit", "sanity")
 EXPERIMENTS = {
     "explainer": ("", "classifier", "explainer"),
     "networks": ("", "classifier", "explainer", "real_time_saliency"),
     "multi": ("multi", "multi_classifier"),
     "classes": ("multi", "multi_classifier"),
     "confounded": ("confounded", "confounded_classifier"),
+    "vit": ("", "vit_classifier"),
 }
 """The variants of configs/synthetic.py that are compared: Self-Explainer, classifier, and its mask networks."""
 
@@ -50,7 +52,7 @@ def get_config(variant="single"):
     if variant == "confounded":
         # The network of that run draws masks too, from labels that cannot tell object and background apart.
         methods.learned_of_classifier = {"model": "classifier", "method": "learned"}
-    if variant in ("classes", "sanity"):
+    if variant in ("classes", "vit", "sanity"):
         # Of an image eight maps are taken, or some eighteen: no search, which is minutes a map, no masks by lot, which
         # are nearly as long, and fewer passes where a method has many.
         for name in ("extremal_perturbation", "rise"):
@@ -59,8 +61,15 @@ def get_config(variant="single"):
         methods.integrated_gradients.options.steps = 16
     if variant == "classes":
         config.comparison.metrics = {"segmentation": {}, "class_map": {}, "class_specific": {}}
-    if variant == "sanity":
+    if variant in ("vit", "sanity"):
         config.comparison.sanity_checks.images = 30
+    if variant == "vit":
+        # Its tokens are in no plane of an image that activation maps could be of, and ReLUs are in its stem alone.
+        for name in ("grad_cam", "grad_cam_plus_plus", "score_cam", "guided_backpropagation"):
+            del methods[name]
+        for name in ("attention_rollout", "attention_relevance"):
+            methods[name] = {"model": "classifier"}
+    if variant == "sanity":
         for name in ("parts", "deletion_insertion", "average_drop", "road"):
             del metrics[name]
         shuffled = "random_label_classifier"

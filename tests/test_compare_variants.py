@@ -1,17 +1,19 @@
-"""Variants of configs/compare_synthetic.py on networks of random weights."""
+"""Variants of configs/compare_synthetic.py on networks of random weights: maps of all classes, and a transformer's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfexplain_jax import compare, maps, report
+from selfexplain_jax import compare, maps, report, sanity_checks
 from selfexplain_jax.config import load_config
 from selfexplain_jax.data import build_dataset
+from selfexplain_jax.metrics import sanity
 from selfexplain_jax.models import build_model
-from selfexplain_jax.training.state import apply_masks, bind, network_predictor
+from selfexplain_jax.training.state import apply_masks, bind, bound_to, network_predictor
 
 SIZE = 32
+TRANSFORMER_LAYERS = ["classifier", "norm", "block_1", "block_0", "tokens", "patch_embed", "stem_conv_0"]
 
 
 def small(config, widths):
@@ -62,3 +64,31 @@ def test_maps_of_all_classes_compete_for_each_pixel(tmp_path, monkeypatch):
     for label in ("learned", "grad_cam", "gradient"):
         assert 0 <= numbers[label]["miou"] < 1 and np.shape(numbers[label]["class_specific_table"]) == (3, 3)
     assert "class_specific_table" not in report.comparison_markdown({"methods": rows, "images": 8})
+
+
+def test_attention_of_a_transformer_is_compared_and_checked(tmp_path, monkeypatch):
+    trained = load_config("configs/synthetic.py:vit_classifier")
+    predictor = untrained(small(trained, (8, 32)), masks=False)
+    layers = sanity_checks.top_down(*bound_to(predictor.scores), SIZE)
+    assert layers == [f"backbone/{name}" for name in TRANSFORMER_LAYERS]
+    kept = ("attention_rollout", "attention_relevance", "gradient", "edges", "ground_truth")
+    config = comparison("vit", monkeypatch, kept, classifier=predictor)
+    config.comparison.metrics = {"pointing_game": {}}
+    config.comparison.sanity_checks.update({"images": 4, "stages": len(layers)})
+    results = compare.compare(config, tmp_path)
+    assert set(results["methods"]) == set(kept) and results["left_out"] == []
+    for row in results["methods"].values():
+        assert not row["failures"] and not row["metric_failures"] and row["metrics"]["pointing_game"] is not None
+    found = results["sanity_checks"]
+    assert set(found) == set(kept) - {"ground_truth"} and not any(row["failures"] for row in found.values())
+    cascading = {label: row["checks"]["cascading"] for label, row in found.items()}
+    assert list(cascading["gradient"]) == layers
+    for name in sanity.SIMILARITIES:
+        # The edges ask no network, and the rollout none of what is behind the last block's attention.
+        for layer in layers:
+            assert cascading["edges"][layer][name] == pytest.approx(1, abs=1e-4)
+        assert cascading["attention_rollout"]["backbone/classifier"][name] == pytest.approx(1, abs=1e-4)
+    for label in ("attention_relevance", "gradient"):
+        assert cascading[label]["backbone/classifier"]["rank_correlation"] < 0.9
+    for label in ("attention_rollout", "attention_relevance", "gradient"):
+        assert abs(cascading[label]["backbone/stem_conv_0"]["rank_correlation"]) < 0.9

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from selfexplain_jax import compare, sanity_checks
+from selfexplain_jax import attribution, compare, sanity_checks
 from selfexplain_jax.compile import abstract_batch, abstract_frozen, abstract_state
 from selfexplain_jax.config import base_config, default_workdir, load_config
 from selfexplain_jax.data import build_dataset
@@ -166,6 +166,13 @@ def test_comparisons_name_methods_metrics_and_options_that_exist(spec):
         assert source in (made_by, default_workdir(made_by))
         for field in ("name", "image_size", "mean", "std", "options"):
             assert experiment.data[field] == config.data[field], (name, field)
+
+
+def test_every_method_and_every_metric_is_in_a_comparison():
+    configs = [load(spec).comparison for spec in COMPARISONS]
+    methods = {options.get("method", label) for config in configs for label, options in config.methods.items()}
+    assert set(attribution.METHODS) - methods == set()
+    assert set(MAP_METRICS) - {name for config in configs for name in config.metrics} == set()
 
 
 @pytest.mark.parametrize("spec", COMPARISONS)
