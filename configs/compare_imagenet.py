@@ -1,8 +1,10 @@
-"""Every post-hoc method side by side on ImageNet photos: what EfficientNet-Lite0 with its published weights looks at.
+"""Every post-hoc method side by side on ImageNet photos: what a network with its published weights looks at.
 
 Hardware: two CPU cores for the default of 20 photos, in an expected hour; any number on a GPU.
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_imagenet.py \\
             --workdir=runs/compare_imagenet
+Variants: comparison (EfficientNet-Lite0), vit (maps of the attention and the gradients of a small vision transformer,
+          whose weights come from the Hugging Face hub; not run yet).
 Sanity:   a second table compares the maps of eight photos before and after the network is redrawn layer by layer
           (Adebayo et al. 2018). Extremal Perturbations are left out: minutes a map.
 Run:      without Score-CAM and RISE, on four photos of the training split and as many for the check, 9 minutes on two
@@ -14,7 +16,7 @@ Data:     ImageNet as prepared by TFDS, then --config.data.data_dir=DIR. It has 
 
 from selfexplain_jax.config import base_config, check_variant
 
-VARIANTS = ("comparison",)
+VARIANTS = ("comparison", "vit")
 
 
 def get_config(variant="comparison"):
@@ -52,4 +54,13 @@ def get_config(variant="comparison"):
         "guided_backpropagation",
         "edges",
     )
+    if variant == "vit":
+        comparison = config.comparison
+        comparison.models = {"vit_small": "configs/imagenet.py:vit_classifier"}
+        # Its tokens lie in no plane of an image that activation maps could be of, and it has no ReLU.
+        attention = {"attention_rollout": {}, "attention_relevance": {}}
+        without = ("grad_cam", "grad_cam_plus_plus", "cam", "score_cam", "guided_backpropagation")
+        kept = {name: options for name, options in comparison.methods.items() if name not in without}
+        comparison.methods = attention | kept
+        comparison.sanity_checks.methods = (*attention, "gradient", "gradient_x_input", "edges")
     return config

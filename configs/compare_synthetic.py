@@ -9,18 +9,31 @@ Needs:    bash launch/local.sh                                                  
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_synthetic.py \\
             --workdir=runs/compare_synthetic
 Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html. Numbers: docs/results.md.
-Variants: single (one object), explainer (the same with a column for the masks of an Explainer of that classifier),
-          multi (one to three objects), confounded (trained on backgrounds that go with the label, and compared on such
-          as do not), sanity (which maps change when the model is redrawn layer by layer, or was trained on shuffled
-          labels; needs the run of configs/synthetic.py:random_label_classifier too). multi and confounded need the runs
-          of configs/synthetic.py of that name, and its _classifier; what is missing is named with the command that
-          trains it.
+Variants: single      one object
+          explainer   the same with a column for the masks of an Explainer of that classifier
+          networks    and with one for those of real-time saliency (Dabkowski & Gal 2017)
+          multi       one to three objects
+          classes     the same images, and maps of all eight classes: class mIoU and class-specific table
+          confounded  trained on backgrounds that go with the label, and compared on such as do not
+          vit         a small vision transformer in the classifier's place: maps of its attention and its gradients
+          sanity      which maps change when the model is redrawn layer by layer (of vit too), or was trained on
+                      shuffled labels
+          They need other runs of configs/synthetic.py; what is missing is named with the command that trains it.
 """
 
 from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import comparison_recipe
 
-VARIANTS = ("single", "explainer", "multi", "confounded", "sanity")
+VARIANTS = ("single", "explainer", "networks", "multi", "classes", "confounded", "vit", "sanity")
+EXPERIMENTS = {
+    "explainer": ("", "classifier", "explainer"),
+    "networks": ("", "classifier", "explainer", "real_time_saliency"),
+    "multi": ("multi", "multi_classifier"),
+    "classes": ("multi", "multi_classifier"),
+    "confounded": ("confounded", "confounded_classifier"),
+    "vit": ("", "vit_classifier"),
+}
+"""The variants of configs/synthetic.py that are compared: Self-Explainer, classifier, and its mask networks."""
 
 
 def get_config(variant="single"):
@@ -28,31 +41,40 @@ def get_config(variant="single"):
     check_variant(__file__, variant, VARIANTS)
     config = base_config()
     config.data.name = "synthetic"
-    if variant == "multi":
+    if variant in ("multi", "classes"):
         config.data.options = {"min_objects": 1, "max_objects": 3}
-        config.comparison.classes_per_image = 3
+        config.comparison.classes_per_image = 3 if variant == "multi" else 8
     if variant == "confounded":
         config.data.options = {"confounding": 0.9}
-    if variant in ("multi", "confounded"):
-        own, plain = f"configs/synthetic.py:{variant}", f"configs/synthetic.py:{variant}_classifier"
-    else:
-        own, plain = "configs/synthetic.py", "configs/synthetic.py:classifier"
-    comparison_recipe(config, own, plain, "configs/synthetic.py:explainer" if variant == "explainer" else "")
+    trained = EXPERIMENTS.get(variant, ("", "classifier"))
+    comparison_recipe(config, *(":".join(filter(None, ("configs/synthetic.py", name))) for name in trained))
+    methods, metrics = config.comparison.methods, config.comparison.metrics
     if variant == "confounded":
         # The network of that run draws masks too, from labels that cannot tell object and background apart.
-        config.comparison.methods.learned_of_classifier = {"model": "classifier", "method": "learned"}
-    if variant == "sanity":
-        shuffled = "random_label_classifier"
-        config.comparison.model_configs[shuffled] = f"configs/synthetic.py:{shuffled}"
-        config.comparison.models[shuffled] = f"runs/synthetic_{shuffled}"
-        # The search takes minutes an image, and is done again for every layer; masks by lot nearly so.
+        methods.learned_of_classifier = {"model": "classifier", "method": "learned"}
+    if variant in ("classes", "vit", "sanity"):
+        # Of an image eight maps are taken, or some eighteen: no search, which is minutes a map, no masks by lot, which
+        # are nearly as long, and fewer passes where a method has many.
         for name in ("extremal_perturbation", "rise"):
-            del config.comparison.methods[name]
-        for name in ("parts", "deletion_insertion", "average_drop", "road"):
-            del config.comparison.metrics[name]
-        # Maps of every image are taken some eighteen times: of few images, and of fewer passes where a method has many.
-        config.comparison.methods.smooth_grad.options = {"samples": 16}
-        config.comparison.methods.integrated_gradients.options.steps = 16
+            del methods[name]
+        methods.smooth_grad.options = {"samples": 16}
+        methods.integrated_gradients.options.steps = 16
+    if variant == "classes":
+        config.comparison.metrics = {"segmentation": {}, "class_map": {}, "class_specific": {}}
+    if variant in ("vit", "sanity"):
         config.comparison.sanity_checks.images = 30
-        config.comparison.sanity_checks.random_labels = {"classifier": shuffled}
+    if variant == "vit":
+        # Its tokens are in no plane of an image that activation maps could be of, and ReLUs are in its stem alone.
+        for name in ("grad_cam", "grad_cam_plus_plus", "score_cam", "guided_backpropagation"):
+            del methods[name]
+        for name in ("attention_rollout", "attention_relevance"):
+            methods[name] = {"model": "classifier"}
+    if variant == "sanity":
+        for name in ("parts", "deletion_insertion", "average_drop", "road"):
+            del metrics[name]
+        for model, experiment in {"classifier": "random_label_classifier", "self_explainer": "random_label"}.items():
+            shuffled = f"random_label_{model}"
+            config.comparison.model_configs[shuffled] = f"configs/synthetic.py:{experiment}"
+            config.comparison.models[shuffled] = f"runs/synthetic_{experiment}"
+            config.comparison.sanity_checks.random_labels[model] = shuffled
     return config

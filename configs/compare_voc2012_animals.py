@@ -29,8 +29,8 @@ def get_config(variant="comparison"):
     config = load_config(str(pathlib.Path(__file__).with_name("voc2012_animals.py")))
     config.comparison.classes_per_image = 3
     experiment = "configs/voc2012_animals.py"
-    explainer = f"{experiment}:explainer" if variant == "explainer" else ""
-    comparison_recipe(config, experiment, f"{experiment}:classifier", explainer, photo_regions="boxes")
+    explainers = [f"{experiment}:explainer"] if variant == "explainer" else []
+    comparison_recipe(config, experiment, f"{experiment}:classifier", *explainers, photo_regions="boxes")
     config.comparison.methods.cam = {"model": "classifier", "options": {"relu": True}}
     if variant == "localisation":
         config.evaluation.max_examples = 0

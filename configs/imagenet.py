@@ -4,14 +4,15 @@ Method:   decoder on a pretrained EfficientNet-Lite0; softmax over the classes, 
 Hardware: one host with eight accelerators; days.
 Command:  python -m selfexplain_jax.main --config=configs/imagenet.py --workdir=runs/imagenet
 Data:     ImageNet as prepared by TFDS (tfds build imagenet2012), then --config.data.data_dir=DIR.
-Variants: self_explainer, classifier (EfficientNet-Lite0 itself).
+Variants: self_explainer, classifier (EfficientNet-Lite0 itself), vit_classifier (a small vision transformer, whose
+          weights come from the Hugging Face hub).
 Score:    not trained here, so none is promised.
 """
 
 from selfexplain_jax.config import base_config, check_variant
 from selfexplain_jax.recipes import classifier_recipe, photo_recipe, self_explainer_recipe
 
-VARIANTS = ("self_explainer", "classifier")
+VARIANTS = ("self_explainer", "classifier", "vit_classifier")
 
 
 def get_config(variant="self_explainer"):
@@ -34,4 +35,6 @@ def get_config(variant="self_explainer"):
     config.evaluation.batch_size = 16
     if variant == "classifier":
         classifier_recipe(config)
+    if variant == "vit_classifier":
+        classifier_recipe(config, "vit_small")
     return config

@@ -9,7 +9,8 @@ The Explainer (Stalder et al. 2022) takes two commands; `real_time_saliency` (Da
 `explainer` is the same network with another loss:
   python -m selfexplain_jax.main --config=configs/synthetic.py:classifier --workdir=runs/synthetic_classifier
   python -m selfexplain_jax.main --config=configs/synthetic.py:explainer --workdir=runs/synthetic_explainer
-`random_label_classifier` is the classifier on shuffled labels, for the sanity check of metrics/sanity.py.
+`random_label` and `random_label_classifier` are Self-Explainer and classifier on shuffled labels, for the sanity check
+of metrics/sanity.py; `vit_classifier` is a small vision transformer, for the methods that read its attention.
 """
 
 from selfexplain_jax.config import base_config, check_variant
@@ -30,7 +31,9 @@ VARIANTS = (
     "confounded_classifier",
     "classifier",
     "multi_classifier",
+    "random_label",
     "random_label_classifier",
+    "vit_classifier",
     "explainer",
     "real_time_saliency",
 )
@@ -96,10 +99,15 @@ def get_config(variant="object"):
     if variant.endswith("classifier"):
         # The scores of the image alone. confounded_classifier keeps its masks, to be measured; the others have none.
         scores_recipe(config)
-    if variant == "random_label_classifier":
+    if variant.startswith("random_label"):
         config.data.shuffle_labels = True
-    if variant in ("classifier", "multi_classifier", "random_label_classifier"):
+    if variant in ("classifier", "multi_classifier", "random_label_classifier", "vit_classifier"):
         config.method = "classifier"
+    if variant == "vit_classifier":
+        config.model.name = "vit"
+        # Two convolutions, then 8 x 8 patches of 8 px as tokens of 64 channels: two heads, three blocks.
+        config.model.widths, config.model.stem_stride, config.model.encoder_depth = (32, 64, 64), 8, 3
+        config.train.learning_rate, config.train.warmup_steps = 2e-3, 200
     if variant in ("explainer", "real_time_saliency"):
         config.explainer.classifier = "runs/synthetic_classifier"
         config.explainer.classifier_config = "configs/synthetic.py:classifier"

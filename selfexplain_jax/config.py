@@ -81,7 +81,8 @@ def base_config() -> ml_collections.ConfigDict:
     model.pretrained = ""
     # Batch normalisation of a backbone keeps its statistics in training too.
     model.frozen_norm = False
-    # Channels of the encoder's levels; each further level halves the resolution.
+    # Channels of the encoder's levels; each further level halves the resolution. "vit": of the convolutions before the
+    # patches, then of the tokens; encoder_depth is its blocks, stem_stride the pixels per side of a patch.
     model.widths = (48, 64)
     # Convolutions per level of the encoder and of the decoder.
     model.encoder_depth = 2

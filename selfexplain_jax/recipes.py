@@ -331,8 +331,7 @@ def comparison_recipe(
     config: ml_collections.ConfigDict,
     own: str,
     plain: str,
-    explainer: str = "",
-    *,
+    *mask_networks: str,
     masks: bool = True,
     photo_regions: str = "",
 ) -> ml_collections.ConfigDict:
@@ -342,15 +341,15 @@ def comparison_recipe(
       config: `config.data` says on what.
       own, plain: the experiments that make the Self-Explainer and the classifier, "configs/NAME.py:VARIANT"; their runs
         are where training puts them.
-      explainer: that of an Explainer of that classifier, whose masks get a column; "" is none.
+      mask_networks: those of Explainers of that classifier, whose masks get a column each, by the name of the variant.
       masks: whether the data set has annotated masks.
       photo_regions: where it has boxes too, what the pointing game at the photos' own sizes aims at: "boxes" or "mask".
     """
     size = config.data.image_size
     comparison = config.comparison
     comparison.model_configs = {"self_explainer": own, "classifier": plain}
-    if explainer:
-        comparison.model_configs.explainer = explainer
+    others = {spec.partition(":")[2]: spec for spec in mask_networks}
+    comparison.model_configs.update(others)
     comparison.models = {name: default_workdir(spec) for name, spec in comparison.model_configs.items()}
     post_hoc = {
         "grad_cam": {},
@@ -375,8 +374,8 @@ def comparison_recipe(
     }
     annotation = ("ground_truth",) if masks else ()
     comparison.methods = {"learned": {"model": "self_explainer"}}
-    if explainer:
-        comparison.methods["learned_of_explainer"] = {"model": "explainer", "method": "learned"}
+    for name in others:
+        comparison.methods[f"learned_of_{name}"] = {"model": name, "method": "learned"}
     # The same network by another method, and with the true masks: what its insertion and drop are to be held against.
     for name in ("grad_cam", *annotation):
         comparison.methods[f"{name}_of_self_explainer"] = {"model": "self_explainer", "method": name}

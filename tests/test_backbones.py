@@ -96,6 +96,18 @@ def test_classifier_has_the_published_size_and_an_endpoint_at_every_stride(name)
     assert name in MODELS and name in pretrained.NAMINGS
 
 
+def test_transformer_of_a_size_of_ones_own():
+    config = base_config()
+    config.model.update({"name": "vit", "widths": (8, 16, 64), "stem_stride": 8, "encoder_depth": 3})
+    (scores, endpoints), variables = shapes_of(build_model(config, dataset_info(5, 64)), 64)
+    assert scores.shape == (2, 5)
+    # Three blocks of two heads over a class token and 8 x 8 patches.
+    assert [endpoints[f"attention{block}"].shape for block in range(3)] == [(2, 2, 65, 65)] * 3
+    # Two convolutions leave two cells a side of a patch of 8 px.
+    flat = traverse_util.flatten_dict(variables["params"]["backbone"], sep="/")
+    assert flat["stem_conv_1/kernel"].shape == (3, 3, 8, 16) and flat["patch_embed/kernel"].shape == (2, 2, 16, 64)
+
+
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_dilation_keeps_the_resolution_of_resnet50(stride):
     config = base_config()
@@ -333,6 +345,11 @@ def test_network_sees_its_own_normalisation_whatever_the_pipelines():
         ({"name": "encoder_unet", "mask_stride": 1}, "mask_stride = 1 is no stride of 'efficientnet_lite0'.*2, 4, 8"),
         ({"name": "encoder_unet", "decoder": "fpn"}, "config.model.decoder = 'fpn' is unknown"),
         ({"name": "encoder_unet", "decoder_width": 0}, "decoder_width = 0 must be 1 or more"),
+        ({"name": "vit", "pretrained": "imagenet"}, "'vit' starts from random weights; 'vit_small' has"),
+        ({"name": "vit", "widths": (8, 48)}, "widths = \\(8, 48\\) must be .* a multiple of 32"),
+        ({"name": "vit", "widths": (8, 8, 8, 32), "stem_stride": 4}, "of a multiple of 8 pixels, since each of the 3"),
+        ({"name": "vit", "stem_stride": 24}, "stem_stride = 24 .* that divides the image size 64"),
+        ({"name": "vit", "encoder_depth": 0}, "encoder_depth = 0 make no transformer"),
         ({"name": "encoder_unet", "norm": "layer"}, "config.model.norm = 'layer' is unknown"),
     ],
     ids=str,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from selfexplain_jax import compare, sanity_checks
+from selfexplain_jax import attribution, compare, sanity_checks
 from selfexplain_jax.compile import abstract_batch, abstract_frozen, abstract_state
 from selfexplain_jax.config import base_config, default_workdir, load_config
 from selfexplain_jax.data import build_dataset
@@ -43,6 +43,7 @@ SPECS = [
 
 # Those that train something; the others compare what was trained.
 TRAINED = [spec for spec in SPECS if "/compare_" not in spec]
+COMPARISONS = [spec for spec in SPECS if spec not in TRAINED]
 
 
 def load(spec):
@@ -146,7 +147,7 @@ def test_small_experiments_take_real_steps_with_all_their_terms(variant, tmp_pat
     assert all(math.isfinite(value) for value in line.values())
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in TRAINED])
+@pytest.mark.parametrize("spec", COMPARISONS)
 def test_comparisons_name_methods_metrics_and_options_that_exist(spec):
     config = load(spec)
     info = build_dataset(config).info
@@ -165,6 +166,27 @@ def test_comparisons_name_methods_metrics_and_options_that_exist(spec):
         assert source in (made_by, default_workdir(made_by))
         for field in ("name", "image_size", "mean", "std", "options"):
             assert experiment.data[field] == config.data[field], (name, field)
+
+
+def test_every_method_and_every_metric_is_in_a_comparison():
+    configs = [load(spec).comparison for spec in COMPARISONS]
+    methods = {options.get("method", label) for config in configs for label, options in config.methods.items()}
+    assert set(attribution.METHODS) - methods == set()
+    assert set(MAP_METRICS) - {name for config in configs for name in config.metrics} == set()
+
+
+@pytest.mark.parametrize("spec", COMPARISONS)
+def test_every_network_of_masks_has_a_column_and_random_labels_are_all_that_differs(spec):
+    comparison = load(spec).comparison
+    shuffled = comparison.sanity_checks.random_labels.to_dict()
+    learned = {row["model"] for label, row in comparison.methods.items() if row.get("method", label) == "learned"}
+    for name, experiment in comparison.model_configs.items():
+        if name not in shuffled.values():
+            assert (name in learned) or load(experiment).method == "classifier"
+    for name, other in shuffled.items():
+        config = load(comparison.model_configs[name])
+        config.data.shuffle_labels = True
+        assert config == load(comparison.model_configs[other])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

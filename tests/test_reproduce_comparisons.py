@@ -13,12 +13,24 @@ OVERRIDES = ("evaluation.max_examples=20",)
 MODELS = "self_explainer=synthetic,classifier=classifier"
 
 
-def write(folder, *, overrides=OVERRIDES, dirty=False, iou=0.4, centre=0.3):
+def similar(ssim, rank_correlation, defined):
+    return {"ssim": ssim, "rank_correlation": rank_correlation, "hog_correlation": 0.7, "defined": defined}
+
+
+def write(folder, *, overrides=OVERRIDES, dirty=False, iou=0.4, centre=0.3, untouched=1.0):
     """The comparison.json of a method and a control."""
     rows = {"grad_cam": {"metrics": {"iou": iou, "deletion": 0.1, "iou_curve": [1.0], "road": None}}}
     rows["centre"] = {"metrics": {"iou": centre, "deletion": 0.2}}
     found = {"methods": rows, "controls": ["centre"], "asks_the_model": ["deletion"], "images": 20, "dirty": dirty}
     found |= {"commit": "abcdef0123", "config": jsonable(again.config_of(CONFIG, overrides))}
+    cascading = {"head": similar(0.25, None, 0), "middle": similar(9.0, 9.0, 9), "stem": similar(iou, -0.5, 3)}
+    independent = {"head": similar(0.25, 0.5, 4), "middle": similar(0.5, 0.0, 3), "stem": similar(0.75, 0.25, 5)}
+    checks = {"cascading": cascading, "independent": independent, "random_labels": similar(0.125, 0.1, 6)}
+    control = {"cascading": {"stem": similar(untouched, 1.0, 6)}}
+    found["sanity_checks"] = {
+        "grad_cam": {"images": 6, "checks": checks, "failures": {}},
+        "centre": {"images": 6, "checks": control, "failures": {}},
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "comparison.json").write_text(json.dumps(found))
     return folder
@@ -38,6 +50,14 @@ def test_numbers_are_stored_and_nothing_else(stored):
     assert tiny.overrides == OVERRIDES and tiny.models == dict(pair.split("=") for pair in MODELS.split(","))
     assert (tiny.commit, tiny.images) == ("abcdef0", 20)
     assert tiny.methods == {"grad_cam": {"iou": 0.4, "deletion": 0.1}, "centre": {"iou": 0.3, "deletion": 0.2}}
+    assert set(tiny.sanity) == {"grad_cam", "centre"}
+    # The first and the last run of layers from the top; each run alone, averaged; and the model of random labels.
+    assert tiny.sanity["grad_cam"] == {
+        "redrawn down to head": {"ssim": 0.25, "hog_correlation": 0.7, "defined": 0},
+        "all redrawn": similar(0.4, -0.5, 3),
+        "one run redrawn, mean": similar(0.5, 0.25, 3),
+        "random labels": similar(0.125, 0.1, 6),
+    }
     before = stored.read_text()
     again.write_comparisons(again.read_comparisons(stored), stored)
     assert stored.read_text() == before and again.read_comparisons(stored.with_name("none.json")) == {}
@@ -49,9 +69,12 @@ def test_controls_must_come_out_the_same_and_trained_maps_within_the_draw_of_ima
     write(runs / "tiny", iou=0.79, centre=0.3 + 0.9 * again.SAME)
     assert again.main(["--stored", str(stored), "compare", str(runs)]) == 0
     text = capsys.readouterr().out
-    assert "| tiny grad_cam | iou      | 0.400  | 0.790    | +0.390     | 0.402 (borrowed) | yes" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| tiny grad_cam | iou | 0.400 | 0.790 | +0.390 | 0.402 (borrowed) | yes |" in lines
     # What the classifier says of a control's map depends on the classifier: (20 x .2 + 2) / 24 = .25.
-    assert "| tiny centre   | deletion | 0.200  | 0.200    | +0.000     | 0.353 (borrowed) | yes" in text
+    assert "| tiny centre | deletion | 0.200 | 0.200 | +0.000 | 0.353 (borrowed) | yes |" in lines
+    assert "| tiny grad_cam, all redrawn | ssim | 0.400 | 0.790 | +0.390 | unknown | - |" in lines
+    assert "| tiny centre, all redrawn | ssim | 1.000 | 1.000 | +0.000 | 0.002 | yes |" in lines
     assert text.strip() in (runs / "reproduced_comparisons.md").read_text()
     write(runs / "tiny", centre=0.3 + 1.1 * again.SAME)
     assert again.main(["--stored", str(stored), "compare", str(runs), "tiny"]) == 1
@@ -59,6 +82,12 @@ def test_controls_must_come_out_the_same_and_trained_maps_within_the_draw_of_ima
     write(runs / "tiny", iou=0.81)
     assert again.main(["--stored", str(stored), "compare", str(runs), "tiny"]) == 1
     assert "tiny grad_cam: iou" in capsys.readouterr().out
+    # A control's map does not depend on the layers that are redrawn either.
+    write(runs / "tiny", untouched=1 - 0.9 * again.SAME)
+    assert again.main(["--stored", str(stored), "compare", str(runs)]) == 0
+    write(runs / "tiny", untouched=1 - 1.1 * again.SAME)
+    assert again.main(["--stored", str(stored), "compare", str(runs)]) == 1
+    assert "tiny centre, all redrawn: ssim." in capsys.readouterr().out
 
 
 def test_what_two_draws_of_images_may_differ_by():
@@ -78,6 +107,18 @@ def test_what_two_draws_of_images_may_differ_by():
             )
 
 
+def test_the_size_of_chunks_is_no_other_comparison(stored, tmp_path):
+    write(tmp_path / "runs" / "tiny")
+    path = tmp_path / "runs" / "tiny" / "comparison.json"
+    options = json.loads(path.read_text())["config"]["comparison"]["methods"]["score_cam"]["options"]
+    for changed, code in (({"chunk_size": options["chunk_size"] + 1}, 0), ({"clusters": 3}, 2)):
+        write(path.parent)
+        found = json.loads(path.read_text())
+        found["config"]["comparison"]["methods"]["score_cam"]["options"] |= changed
+        path.write_text(json.dumps(found))
+        assert again.main(["--stored", str(stored), "finished", str(path.parent), "tiny"]) == code
+
+
 def test_finished_is_a_comparison_of_that_config(stored, tmp_path, capsys):
     def finished():
         return again.main(["--stored", str(stored), "finished", str(tmp_path / "runs" / "tiny"), "tiny"])
@@ -88,6 +129,11 @@ def test_finished_is_a_comparison_of_that_config(stored, tmp_path, capsys):
     # What failed is tried again by the same command.
     found = json.loads((tmp_path / "runs" / "tiny" / "comparison.json").read_text())
     found["methods"]["centre"]["metric_failures"] = {"road": "RuntimeError: memory"}
+    (tmp_path / "runs" / "tiny" / "comparison.json").write_text(json.dumps(found))
+    assert finished() == 3
+    write(tmp_path / "runs" / "tiny")
+    found = json.loads((tmp_path / "runs" / "tiny" / "comparison.json").read_text())
+    found["sanity_checks"]["centre"]["failures"] = {"independent": "RuntimeError: memory"}
     (tmp_path / "runs" / "tiny" / "comparison.json").write_text(json.dumps(found))
     assert finished() == 3
     write(tmp_path / "runs" / "tiny", overrides=("evaluation.max_examples=30",))
@@ -125,3 +171,6 @@ def test_a_number_that_is_gone_is_told(stored):
     (tiny,) = again.read_comparisons(stored).values()
     with pytest.raises(UserError, match="has no iou of grad_cam any more"):
         again.compare(tiny, {"methods": {"grad_cam": {"metrics": {}}}})
+    methods = {label: {"metrics": numbers} for label, numbers in tiny.methods.items()}
+    with pytest.raises(UserError, match="has no ssim of grad_cam, redrawn down to head, any more"):
+        again.compare(tiny, {"methods": methods, "sanity_checks": {}})

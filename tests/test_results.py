@@ -183,6 +183,24 @@ def test_tables_of_methods(title, name):
             assert agrees(cells[column], numbers[metric]), (cells["method"], column, numbers[metric])
 
 
+def test_table_of_sanity_checks():
+    stored = read_comparisons()["methods_synthetic"]
+    rows = table("Sanity checks")
+    assert f"commit {stored.commit}" in PAGE.split("### Sanity checks\n", 1)[1].split("\n|", 1)[0]
+    assert {cells["method"].strip("`") for cells in rows} == set(stored.sanity)
+    for cells in rows:
+        checks = stored.sanity[cells["method"].strip("`")]
+        (first,) = (check for check in checks if check.startswith("redrawn down to "))
+        columns = {"top layers": first, "all layers": "all redrawn", "random labels": "random labels"}
+        shown = {column: checks[check] for column, check in columns.items() if check in checks}
+        assert {column for column in columns if cells[column] != "-"} == set(shown), cells["method"]
+        for column, numbers in shown.items():
+            similarity, correlation = cells[column].split(" / ")
+            assert agrees(similarity, numbers["ssim"]), (cells["method"], column, numbers)
+            assert agrees(correlation, numbers["rank_correlation"]), (cells["method"], column, numbers)
+        assert int(cells["defined for"]) == min(numbers["defined"] for numbers in shown.values()), cells["method"]
+
+
 def test_ablation():
     seen, count, section = [], 0, PAGE.split("## Ablation\n", 1)[1]
     for cells in table("Ablation"):

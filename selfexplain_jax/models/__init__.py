@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from selfexplain_jax.models.backbones import BACKBONES, build_classifier
+from selfexplain_jax.models.backbones import BACKBONES, build_classifier, build_vit
 from selfexplain_jax.models.encoder_unet import build_encoder_unet
 from selfexplain_jax.models.unet import build_unet
 from selfexplain_jax.types import DatasetInfo, UserError
@@ -14,6 +14,7 @@ from selfexplain_jax.types import DatasetInfo, UserError
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": build_unet,
     "encoder_unet": build_encoder_unet,
+    "vit": build_vit,
     **dict.fromkeys(BACKBONES, build_classifier),
 }
 

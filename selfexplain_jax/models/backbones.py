@@ -16,12 +16,15 @@ import jax.numpy as jnp
 from selfexplain_jax.models.efficientnet_lite import EfficientNetLite
 from selfexplain_jax.models.precision import compute_dtype
 from selfexplain_jax.models.resnet import ResNet
+from selfexplain_jax.models.unet import local_contrast, whole_numbers
 from selfexplain_jax.models.vgg import VGG
 from selfexplain_jax.models.vit import VisionTransformer
 from selfexplain_jax.types import DatasetInfo, UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of the colours of ImageNet's pixels, 0..255: what torchvision's networks expect."""
+HEAD_CHANNELS = 32
+"""Of each head of attention of `build_vit`'s transformer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +133,13 @@ def input_change(data, backbone: Backbone) -> InputChange:
 
 
 class Classifier(nn.Module):
-    """A backbone on the pipeline's images: `(scores [B, C], endpoints)`, and head(features(x)) == scores(x)."""
+    """A backbone on the pipeline's images: `(scores [B, C], endpoints)`, and head(features(x)) == scores(x).
+
+    input_change: from the pipeline's images to those that the backbone expects.
+    """
 
     backbone: nn.Module
-    input_change: InputChange
+    input_change: Callable[[jax.Array], jax.Array]
 
     draws_maps = False
 
@@ -186,3 +192,37 @@ def build_classifier(config, info: DatasetInfo) -> Classifier:
     backbone = named_backbone(config.model.name, "name")
     module = backbone.make(info.num_classes, config.model)
     return Classifier(module, input_change(config.data, backbone))
+
+
+def build_vit(config, info: DatasetInfo) -> Classifier:
+    """A vision transformer of a size of one's own, to be trained from random weights.
+
+    `config.model.widths` are the channels of a stem's convolutions, each of which halves the resolution, and last the
+    tokens'; `encoder_depth` the blocks; `stem_stride` the pixels per side of a patch; `local_contrast` as in the U-Net.
+
+    Raises:
+      UserError: a width, depth or patch that makes no network, an image that is no whole number of patches, or
+        pretrained weights.
+    """
+    options = config.model
+    if options.pretrained:
+        raise UserError(
+            f"config.model.pretrained = {options.pretrained!r}: 'vit' starts from random weights; 'vit_small' has "
+            "pretrained ones."
+        )
+    if not options.widths or not whole_numbers(options.widths) or options.widths[-1] % HEAD_CHANNELS:
+        raise UserError(
+            f"config.model.widths = {options.widths!r} must be whole numbers of channels, the last one, the tokens', a "
+            f"multiple of {HEAD_CHANNELS}."
+        )
+    *stem, width = options.widths
+    patch, depth, shrinks = options.stem_stride, options.encoder_depth, 2 ** len(stem)
+    if depth < 1 or patch < 1 or patch % shrinks or info.image_size % patch:
+        raise UserError(
+            f"config.model.stem_stride = {patch} and encoder_depth = {depth} make no transformer: it needs a block or "
+            f"more, and patches of a multiple of {shrinks} pixels, since each of the {len(stem)} first widths halves "
+            f"the resolution, that divides the image size {info.image_size}."
+        )
+    heads = width // HEAD_CHANNELS
+    module = VisionTransformer(info.num_classes, patch, width, depth, heads, tuple(stem), compute_dtype(options))
+    return Classifier(module, local_contrast if options.local_contrast else InputChange((1.0,) * 3, (0.0,) * 3))

@@ -52,6 +52,8 @@ class VisionTransformer(nn.Module):
       num_classes: C.
       patch: pixels per side of a patch.
       width, depth, heads: K, blocks, heads of attention.
+      stem: channels of convolutions before the patches, each of which halves the resolution, a ReLU behind each, with
+        which transformers learn faster (Xiao et al., NeurIPS 2021). () is none, as published by Dosovitskiy et al.
       dtype: see precision.py; attention itself is float32.
     """
 
@@ -60,13 +62,15 @@ class VisionTransformer(nn.Module):
     width: int = 384
     depth: int = 12
     heads: int = 6
+    stem: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
 
     spatial_features = False
     strides = ()
 
     def setup(self):
-        size = (self.patch, self.patch)
+        self.stem_conv = [nn.Conv(channels, (3, 3), 2, dtype=self.dtype) for channels in self.stem]
+        size = (self.patch // 2 ** len(self.stem),) * 2
         self.patch_embed = nn.Conv(self.width, size, size, "VALID", dtype=self.dtype)
         self.block = [Block(self.heads, 4 * self.width, self.dtype) for _ in range(self.depth)]
         self.norm = nn.LayerNorm(EPSILON, dtype=self.dtype)
@@ -99,6 +103,8 @@ class VisionTransformer(nn.Module):
         return scores, named | {"features": features}
 
     def _enter(self, images, offsets=None):
+        for convolution in self.stem_conv:
+            images = nn.relu(convolution(images))
         patches = self.patch_embed(images)
         patches = patches.reshape(patches.shape[0], -1, self.width)  # [B, N, K]
         x, attention = self.tokens(patches), []

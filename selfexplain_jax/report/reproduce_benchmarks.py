@@ -196,7 +196,7 @@ def read_benchmarks(path: str | os.PathLike = STORED) -> dict[str, StoredBenchma
 
 def write_benchmarks(benchmarks: Mapping[str, StoredBenchmark], path: str | os.PathLike = STORED) -> None:
     """Writes them all; a figure is one line."""
-    write_entries(path, "benchmarks", benchmarks, "figures")
+    write_entries(path, "benchmarks", benchmarks, ("figures",))
 
 
 def read_again(folder: str | os.PathLike, stored: StoredBenchmark) -> dict[str, Any] | None:

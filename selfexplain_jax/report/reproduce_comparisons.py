@@ -4,9 +4,10 @@ python -m selfexplain_jax.report.reproduce_comparisons finished FOLDER NAME     
 python -m selfexplain_jax.report.reproduce_comparisons compare RUNS NAME...     the table; exit code 1 where one differs
 python -m selfexplain_jax.report.reproduce_comparisons store NAME FOLDER FIELD=VALUE... --config=SPEC --models=M=ROW,...
 
-What asks no model, the controls against annotated masks, must come out the same. The models behind the rest are
-trained again too, and no seeds say how far their maps spread: means over images may differ as two draws of so many
-images would, see `drawn`. Other numbers are shown beside the stored ones and not judged.
+What asks no model must come out the same: the controls against annotated masks, and their maps before and after the
+model is redrawn. The models behind the rest are trained again too, and no seeds say how far their maps spread: means
+over images may differ as two draws of so many images would, see `drawn`. Other numbers are shown beside the stored ones
+and not judged.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from selfexplain_jax.report.run_again import (
 )
 from selfexplain_jax.report.runs import read_json
 from selfexplain_jax.report.stored import ROOT
-from selfexplain_jax.report.tables import HEADLINES, is_number
+from selfexplain_jax.report.tables import HEADLINES, is_number, sanity_failures, sanity_of
 from selfexplain_jax.types import UserError
 
 STORED = ROOT / "docs" / "comparisons.json"
@@ -53,7 +54,9 @@ MAY_DIFFER = (
     "comparison.model_configs",
     "comparison.figure_images",
 )
-"""Fields that may differ between two runs of one comparison."""
+"""Fields that may differ between two runs of one comparison. So may a method's `chunk_size`, which changes no map."""
+SIMILARITIES = ("ssim", "rank_correlation")
+"""Those of the sanity checks that are compared; all are stored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ class StoredComparison:
     models: {model of the comparison: row of docs/results.json that trains it; "" where the config names weights}.
     commit, images: of it. controls, asks_the_model: see `compare.compare`.
     methods: {label: {metric: value}}.
+    sanity: {label: {row of `tables.sanity_rows`: {similarity: value, "defined": maps}}}; {} where nothing was checked.
     """
 
     name: str
@@ -76,6 +80,7 @@ class StoredComparison:
     controls: tuple[str, ...]
     asks_the_model: tuple[str, ...]
     methods: Mapping[str, Mapping[str, float]]
+    sanity: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(default_factory=dict)
 
 
 def read_comparisons(path: str | os.PathLike = STORED) -> dict[str, StoredComparison]:
@@ -84,8 +89,8 @@ def read_comparisons(path: str | os.PathLike = STORED) -> dict[str, StoredCompar
 
 
 def write_comparisons(comparisons: Mapping[str, StoredComparison], path: str | os.PathLike = STORED) -> None:
-    """Writes them all; a method is one line."""
-    write_entries(path, "comparisons", comparisons, "methods")
+    """Writes them all; a method is one line, and so is what the sanity checks say of it."""
+    write_entries(path, "comparisons", comparisons, ("methods", "sanity"))
 
 
 def read_again(folder: str | os.PathLike, stored: StoredComparison) -> dict[str, Any] | None:
@@ -98,13 +103,22 @@ def read_again(folder: str | os.PathLike, stored: StoredComparison) -> dict[str,
     path = pathlib.Path(folder) / "comparison.json"
     found = read_json(path, "methods")
     if found is not None:
-        hold_to_config(path, found, f"comparison {stored.name}", config, MAY_DIFFER)
+        chunks = [f"comparison.methods.{label}.options.chunk_size" for label in config.comparison.methods]
+        hold_to_config(path, found, f"comparison {stored.name}", config, (*MAY_DIFFER, *chunks))
     return found
 
 
 def failing(found: Mapping[str, Any]) -> list[str]:
-    """Returns the methods that failed on an image, or for which a metric failed: the same command tries them again."""
-    return [label for label, row in found["methods"].items() if row.get("failures") or row.get("metric_failures")]
+    """Returns the methods that failed on an image, or for which a metric or a sanity check failed.
+
+    The same command tries them again.
+    """
+    unchecked = {label for label, _, _ in sanity_failures(found)}
+    return [
+        label
+        for label, row in found["methods"].items()
+        if row.get("failures") or row.get("metric_failures") or label in unchecked
+    ]
 
 
 def drawn(metric: str, value: float, images: int) -> float | None:
@@ -125,7 +139,7 @@ def drawn(metric: str, value: float, images: int) -> float | None:
 
 
 def compare(stored: StoredComparison, found: Mapping[str, Any]) -> list[Comparison]:
-    """Returns what a comparison that was run again says of each stored number among `tables.HEADLINES`.
+    """Returns what a comparison that was run again says of each stored number in `tables.HEADLINES` and SIMILARITIES.
 
     Raises:
       UserError: a method or number is gone.
@@ -142,7 +156,38 @@ def compare(stored: StoredComparison, found: Mapping[str, Any]) -> list[Comparis
             value, row = numbers[metric], f"{stored.name} {label}"
             allowed = SAME if no_model else drawn(metric, value, stored.images)
             made.append(Comparison(row, metric, value, 1, measured[metric], 1, allowed, not no_model))
+    return made + _compare_sanity(stored, sanity_numbers(found))
+
+
+def _compare_sanity(stored: StoredComparison, measured: Mapping[str, Any]) -> list[Comparison]:
+    """As `compare`, of the sanity checks. A control's map asks no model, and so is the same for any."""
+    made = []
+    for label, checks in stored.sanity.items():
+        allowed = SAME if label in stored.controls else None
+        for check, numbers in checks.items():
+            for name in (name for name in SIMILARITIES if name in numbers):
+                value = measured.get(label, {}).get(check, {}).get(name)
+                if value is None:
+                    raise UserError(
+                        f"Comparison {stored.name} has no {name} of {label}, {check}, any more, which is stored."
+                    )
+                row = f"{stored.name} {label}, {check}"
+                made.append(Comparison(row, name, numbers[name], 1, value, 1, allowed, False))
     return made
+
+
+def sanity_numbers(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns {label: {row of `tables.sanity_rows`: {similarity: value, "defined": maps}}} of a comparison.json.
+
+    A similarity that is defined for no map is left out.
+    """
+    return {
+        label: {
+            check: {name: round(value, 6) for name, value in numbers.items() if is_number(value)}
+            for check, numbers in sanity_of(checked["checks"]).items()
+        }
+        for label, checked in found.get("sanity_checks", {}).items()
+    }
 
 
 def compare_folder(runs: str | os.PathLike, names: Sequence[str], stored: str | os.PathLike = STORED) -> int:
@@ -196,6 +241,7 @@ def store(
         controls=tuple(found["controls"]),
         asks_the_model=tuple(found["asks_the_model"]),
         methods=methods,
+        sanity=sanity_numbers(found),
     )
     write_comparisons(read_comparisons(stored) | {name: entry}, stored)
 

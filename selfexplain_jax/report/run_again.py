@@ -202,14 +202,20 @@ def read_entries(path: str | os.PathLike, key: str, kind: type, tuples: Sequence
     return found
 
 
-def write_entries(path: str | os.PathLike, key: str, entries: Mapping[str, Any], field: str) -> None:
-    """Writes dataclasses as {key: [entry, ...]}; what is in `field`, a mapping, has a line each."""
+def write_entries(path: str | os.PathLike, key: str, entries: Mapping[str, Any], tables: Sequence[str]) -> None:
+    """Writes dataclasses as {key: [entry, ...]}; fields in `tables`, mappings, have a line for each of their rows.
+
+    An empty table is left out.
+    """
     texts = []
     for entry in entries.values():
         plain = dataclasses.asdict(entry)
-        inner = ",\n".join(f"        {json.dumps(name)}: {json.dumps(v)}" for name, v in plain.pop(field).items())
-        fields = ",\n".join(f"      {json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items())
-        texts.append(f'    {{\n{fields},\n      "{field}": {{\n{inner}\n      }}\n    }}')
+        rows_of = {name: plain.pop(name) for name in tables}
+        fields = [f"      {json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items()]
+        for name, rows in rows_of.items():
+            lines = ",\n".join(f"        {json.dumps(label)}: {json.dumps(row)}" for label, row in rows.items())
+            fields += [f'      "{name}": {{\n{lines}\n      }}'] if rows else []
+        texts.append("    {\n" + ",\n".join(fields) + "\n    }")
     write_whole(pathlib.Path(path), (f'{{\n  "{key}": [\n' + ",\n".join(texts) + "\n  ]\n}\n").encode())
 
 

@@ -137,7 +137,7 @@ def sanity_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list]]:
     """
     rows, names = [], []
     for label, found in results.get("sanity_checks", {}).items():
-        asked = _sanity_of(found["checks"])
+        asked = sanity_of(found["checks"])
         names = names or [name for values in asked.values() for name in values if name != "defined"]
         names = list(dict.fromkeys(names))
         for check, values in asked.items():
@@ -145,8 +145,13 @@ def sanity_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list]]:
     return ["method", "check", *names, "maps", "defined"], rows
 
 
-def _sanity_of(checks: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:
-    """{text: numbers} of one method's checks, as far as they were taken."""
+def sanity_of(checks: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:
+    """Returns {row of `sanity_rows`: {similarity: value or None, "defined": maps}} of one method's checks, as far as
+    they were taken.
+
+    Args:
+      checks: {"cascading", "independent", "random_labels"}, see `sanity_checks.sanity_checks`.
+    """
     rows = {}
     if "cascading" in checks:
         stages = list(checks["cascading"].items())
