@@ -174,8 +174,6 @@ def dispatch(values: flags.FlagValues) -> None:
         result = loop.train(config, workdir)
         if config.train.evaluate:
             evaluate_and_write(config, workdir, result)
-    elif jax.process_count() > 1 and (values.mode == "explain" or len(config.comparison.methods)):
-        raise UserError("Comparisons and --mode=explain run in one process: start one, without --coordinator_address.")
     elif values.mode == "evaluate" and len(config.comparison.methods):
         compare_and_write(config, workdir)
     elif values.mode == "evaluate":
@@ -213,6 +211,8 @@ def compare_and_write(config: ml_collections.ConfigDict, workdir: str) -> None:
     folder = open_folder(workdir)
     check_writable(folder / "pictures")
     results = compare.compare(config, folder)
+    if jax.process_index() > 0:
+        return
     evaluate.write_results(folder / "comparison.json", config, {}, extra=results)
     table = report.comparison_markdown(results)
     print(f"{table}\nComparison: {folder / 'comparison.json'}, .md, .csv, .tex\nPictures: {folder / 'pictures'}")
@@ -237,7 +237,8 @@ def explain_photos(
     output_dir = open_folder(workdir) / "explained"
     check_writable(output_dir)
     explain.explain_folder(predictor, config, images=images, output_dir=output_dir, classes=classes)
-    print(f"Explanations: {output_dir}")
+    if jax.process_index() == 0:
+        print(f"Explanations: {output_dir}")
 
 
 def parse_flags(argv: Sequence[str]) -> flags.FlagValues:

@@ -1,11 +1,12 @@
 """The numbers of a comparison: every metric of every method, over the images that all methods explain.
 
-A metric of a method is written down when it is taken, and not taken again.
+A metric of a method is written down when it is taken, and not taken again. Many hosts share the batches, and add up.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -16,12 +17,12 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from selfexplain_jax import evaluate, maps, progress
-from selfexplain_jax.folders import write_whole
+from selfexplain_jax import evaluate, maps
 from selfexplain_jax.metrics import add, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, check_options, finish, measure, needs_of
 from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
+from selfexplain_jax.training import mesh
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, UserError
 
 EVERY_CLASS = ("class_specific", "class_map")
@@ -65,10 +66,10 @@ def take_metrics(
     """Returns {metric: {"metrics", "counts", "not_finite", "flat_maps"}} of one method over images that all explain.
 
     A metric that was taken of the same maps over the same images is read from WORKDIR/metrics/LABEL.json. One that
-    raises an error has no numbers, and its "failure" is the message.
+    raises an error has no numbers, and its "failure" is the message. All hosts must call it, and get the same.
     """
     path = folder / "metrics" / f"{column.label}.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    known = maps.read_kept(path)
     asked = {
         name: json.loads(json.dumps({"options": options, "left_out": left_out, "maps": column.identity}))
         for name, options in metrics.items()
@@ -81,7 +82,7 @@ def take_metrics(
         measured = _measure(column, {name: metrics[name] for name in names}, dataset, config, folder, left_out)
         failed |= {name: found for name, found in measured.items() if "failure" in found}
         known |= {name: {"asked": asked[name]} | measured[name] for name in names if name not in failed}
-        write_whole(path, json.dumps(known, indent=1).encode())
+        maps.keep(path, known)
     return {name: failed.get(name) or known[name] for name in metrics}
 
 
@@ -90,7 +91,7 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
     total, dropped, flat = {name: {} for name in metrics}, dict.fromkeys(metrics, 0), 0
     needs = {name: needs_of(name, options) for name, options in metrics.items()}
     source, failures = dataset.source(config.data.eval_split), {}
-    for number, batch in enumerate(progress.counted(maps.evaluation(dataset, config), f"metrics {column.label}")):
+    for number, batch in maps.numbered(maps.evaluation(dataset, config), f"metrics {column.label}"):
         with np.load(maps.map_path(folder, column, number)) as stored:
             saliency, class_ids = stored["saliency"], stored["class_ids"]
         truth = photo_truth(source, config, batch["index"], set().union(*needs.values()))
@@ -110,7 +111,8 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
             except Exception as error:  # noqa: BLE001 (whatever a metric raises is a failure to be reported)
                 known = isinstance(error, UserError)
                 logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
-                failures[name] = maps.failure_text(error)
+                failures[name] = number, maps.failure_text(error)
+    total, dropped, flat, failures = _of_all_hosts(total, dropped, flat, failures)
     flat = 0 if column.identity["method"] in CONTROLS else flat
     nothing = {"metrics": {}, "counts": {}, "not_finite": [], "flat_maps": flat}
     return {
@@ -119,6 +121,18 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
         else _numbers(name, column, sums, dropped[name]) | {"flat_maps": flat}
         for name, sums in total.items()
     }
+
+
+def _of_all_hosts(total, dropped, flat, failures):
+    """What all hosts have counted together; of failures {metric: message}, that of the first batch which had one."""
+    shares = mesh.gather((total, dropped, flat, failures), patiently=True)
+    first = {name: min(share[3][name] for share in shares if name in share[3]) for share in shares for name in share[3]}
+    return (
+        {name: functools.reduce(add, [share[0][name] for share in shares]) for name in total},
+        {name: sum(share[1][name] for share in shares) for name in dropped},
+        sum(share[2] for share in shares),
+        {name: text for name, (_, text) in first.items()},
+    )
 
 
 def _numbers(name, column, sums, dropped) -> dict[str, Any]:
