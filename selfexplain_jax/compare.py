@@ -2,7 +2,7 @@
 
 First every method explains every image, and its maps are kept in WORKDIR/maps; then every metric is taken over the
 images that all methods could explain. Both go on where they were interrupted. What a method could not explain is named
-in the results and never counted as zero.
+in the results and never counted as zero. Many hosts share the batches, each of which is the work of one of them.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from absl import logging
 
-from selfexplain_jax import examples, image_rows, maps, progress
+from selfexplain_jax import examples, image_rows, maps
 from selfexplain_jax.attribution import METHODS, build_method
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
@@ -30,6 +32,7 @@ from selfexplain_jax.metrics.map_metrics import MAP_METRICS
 from selfexplain_jax.open_models import asked_models, model_settings, open_model
 from selfexplain_jax.pictures import overlay, save_grid
 from selfexplain_jax.sanity_checks import check_settings, sanity_checks
+from selfexplain_jax.training import mesh
 from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, UserError
 
 OWN_MASKS = ("learned", "constant", "centre", "ground_truth")
@@ -39,7 +42,9 @@ ANNOTATION = "ground_truth"
 
 
 def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Runs the comparison that `config.comparison` describes; writes WORKDIR/comparison.json and says what it found.
+    """Runs the comparison that `config.comparison` describes and says what it found; maps and pictures go to WORKDIR.
+
+    All hosts must call it, and get the same result; the first writes figure and examples.
 
     Returns:
       {"methods": {label: {"model": name, "asks": name of the first model with the same scores, "metrics": {name:
@@ -194,7 +199,8 @@ def make_columns(
 def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     """Writes WORKDIR/pictures/comparison.png and .pdf: a row for each class of some images, a column for each method.
 
-    Maps that are no masks are scaled to 0..1 one by one; a method that failed has "failed" in its cell.
+    Maps that are no masks are scaled to 0..1 one by one; a method that failed has "failed" in its cell. All hosts must
+    call it: each has the maps of its own batches.
     """
     evaluated = maps.evaluation(dataset, config)
     wanted = min(config.comparison.figure_images, evaluated.num_examples)
@@ -203,28 +209,39 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
     # The images that are shown are read again, and no others.
     source, own_sizes = dataset.source(config.data.eval_split), dataset.info.own_sizes
     fit = fitting(config) if own_sizes else lambda example: example
-    cells, titles = {name: [] for name in ["image", *(column.label for column in columns)]}, []
+    rows = {}
     for place in examples.evenly_spaced(evaluated.num_examples, wanted).tolist():
         number, row = divmod(place, config.evaluation.batch_size)
+        if number not in evaluated.numbers:
+            continue
         example, drawn = fit(source[int(evaluated.positions[place])]), {}
         for column in columns:
             with np.load(maps.map_path(folder, column, number)) as stored:
                 drawn[column.label], class_ids = stored["saliency"][row], stored["class_ids"][row]
         image = example["image"].astype(np.float32) / 255
+        rows[place] = []
         for k in np.flatnonzero(example["label"][class_ids] > 0):
-            titles.append(dataset.info.class_names[class_ids[k]])
-            cells["image"].append(image)
+            cells = {"image": image}
             for column in columns:
                 saliency = drawn[column.label][k]
                 mask = saliency if column.scaling == "as_is" else np.asarray(min_max(saliency))
-                cells[column.label].append(overlay(image, mask) if np.isfinite(saliency).all() else "failed")
-    save_grid(folder / "pictures" / "comparison.png", cells, titles, also=(".pdf",))
+                cells[column.label] = overlay(image, mask) if np.isfinite(saliency).all() else "failed"
+            rows[place].append((dataset.info.class_names[class_ids[k]], cells))
+    found = ChainMap(*mesh.gather(rows))
+    if jax.process_index() == 0:
+        titled = [row for place in sorted(found) for row in found[place]]
+        names = ["image", *(column.label for column in columns)]
+        cells = {name: [of_row[name] for _, of_row in titled] for name in names}
+        save_grid(folder / "pictures" / "comparison.png", cells, [title for title, _ in titled], also=(".pdf",))
 
 
 def keep_examples(
     columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path
 ) -> None:
-    """Writes WORKDIR/examples.json and .npz, see `examples.py`; learned masks rank images, else the first method."""
+    """Writes WORKDIR/examples.json and .npz, see `examples.py`; learned masks rank images, else the first method.
+
+    All hosts must call it; the first writes.
+    """
     batches, count = maps.evaluation(dataset, config), config.evaluation.examples
     if not count:
         return
@@ -237,9 +254,13 @@ def keep_examples(
         count,
         batches.positions,
     )
-    for number, batch in enumerate(progress.counted(batches, "examples")):
+    for number, batch in maps.numbered(batches, "examples"):
         _collect(collector, columns, number, view.fill_padding(batch), dataset.info, config, folder)
-    examples.write_collected(folder, collector, dataset.source(config.data.eval_split))
+    others = mesh.gather(collector, patiently=True)
+    if jax.process_index() == 0:
+        for other in others[1:]:
+            collector.merge(other)
+        examples.write_collected(folder, collector, dataset.source(config.data.eval_split))
 
 
 def _collect(collector, columns, number, batch, info, config, folder) -> None:

@@ -9,8 +9,10 @@ import json
 import os
 import pathlib
 import sys
+from collections import ChainMap
 from collections.abc import Sequence
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -19,6 +21,7 @@ from selfexplain_jax.attribution import learned
 from selfexplain_jax.data import photos as photo_files
 from selfexplain_jax.data.pipeline import normalise
 from selfexplain_jax.folders import open_folder, write_whole
+from selfexplain_jax.training import mesh
 from selfexplain_jax.types import Predictor, UserError
 
 
@@ -112,7 +115,8 @@ def explain_folder(
     Per photo: NAME.png (the photo, an overlay of each class's mask, and the object alone: the photo where the largest
     of those masks is 1, the mean colour where it is 0) and NAME.npz (`masks` float16 [k, H, W] at the photo's own size,
     `class_ids` [k], `scores` and `probabilities` [C]). For all: index.json, which also names the files that could not
-    be read; these are told on stderr and the rest goes on.
+    be read; these are told on stderr and the rest goes on. On many hosts, which must all call it and find the same
+    photos, each explains and writes a share of them, and the first writes index.json.
 
     Args:
       predictor: one with `masks`.
@@ -127,30 +131,47 @@ def explain_folder(
       "explained": [{"class_id", "class", "score", "probability", "area"}, ...]}, ...], "failed": [{"file", "reason"}]}.
 
     Raises:
-      UserError: nothing to read, nothing readable, an unknown class, or a predictor without masks.
+      UserError: nothing to read, nothing readable, an unknown class, a predictor without masks, or hosts that find
+        other photos than the first.
     """
     if predictor.masks is None:
         raise UserError("This model does not explain itself (it has no masks), so there is nothing to show.")
     asked = class_ids_of(predictor, classes)
     files = photo_files.find_photos(images, leave_out=output_dir)
     names = photo_files.unique_names(files)
+    _check_same_photos(names)
     batch_size = min(batch_size, len(files))
     output_dir = open_folder(output_dir)
-    index: dict = {"classes": list(predictor.class_names), "photos": [], "failed": []}
-    for start in range(0, len(files), batch_size):
+    explained, unread = {}, {}
+    for start in range(jax.process_index() * batch_size, len(files), jax.process_count() * batch_size):
         photos, failed = photo_files.read_photos(
             files[start : start + batch_size], names[start : start + batch_size], predictor.image_size, config.data.mean
         )
         for entry in failed:
             print(f"could not read {entry['file']}: {entry['reason']}", file=sys.stderr)
-        index["failed"] += failed
-        if photos:
-            index["photos"] += _explain_photos(predictor, config, photos, asked, batch_size, output_dir)
-    write_whole(output_dir / "index.json", (json.dumps(index, indent=2, allow_nan=False) + "\n").encode())
+        unread[start] = failed
+        explained[start] = _explain_photos(predictor, config, photos, asked, batch_size, output_dir) if photos else []
+    shares = mesh.gather((explained, unread), patiently=True)
+    explained, unread = (dict(sorted(ChainMap(*(share[part] for share in shares)).items())) for part in (0, 1))
+    index = {"classes": list(predictor.class_names)}
+    index |= {"photos": sum(explained.values(), []), "failed": sum(unread.values(), [])}
+    if jax.process_index() == 0:
+        write_whole(output_dir / "index.json", (json.dumps(index, indent=2, allow_nan=False) + "\n").encode())
     if not index["photos"]:
         reasons = "; ".join(f"{entry['file']}: {entry['reason']}" for entry in index["failed"][:3])
         raise UserError(f"None of the {len(files)} files could be read as an image ({reasons}).")
     return index
+
+
+def _check_same_photos(names: Sequence[str]) -> None:
+    """Raises a UserError where a host has found other photos than the first: its share would be another one."""
+    found = mesh.gather(list(names))
+    other = [host for host, of_host in enumerate(found) if of_host != found[0]]
+    if other:
+        raise UserError(
+            f"Process {other[0]} finds {len(found[other[0]])} photos and process 0 {len(found[0])}, or others: give "
+            "all of them the same --images, in a folder that all can read."
+        )
 
 
 def _known_classes(names: Sequence[str], asked: str) -> str:

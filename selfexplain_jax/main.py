@@ -9,10 +9,14 @@ python -m selfexplain_jax.main --mode=report --workdir=runs/synthetic
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import pathlib
+import re
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 
 import jax
@@ -31,6 +35,8 @@ from selfexplain_jax.training.state import make_predictor
 from selfexplain_jax.types import UserError
 
 MODES = ("train", "evaluate", "explain", "report", "compile", "benchmark")
+LEAVE_SECONDS = 3.0
+"""A process that an error ends waits so long for others that it ends too."""
 
 
 def define_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -71,7 +77,10 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Does what the command line says; returns the exit code: 0, 1 for bad input, 130 or 143 when stopped."""
+    """Does what the command line says; returns the exit code: 0, 1 for bad input, 130 or 143 when stopped.
+
+    An error in one of several processes ends that process here and does not return.
+    """
     try:
         values = parse_flags(list(sys.argv if argv is None else argv))
         if values.help:
@@ -90,37 +99,65 @@ def run(argv: Sequence[str] | None = None) -> int:
             mesh_lib.split_cpu(values.config.train.batch_size)
         mesh_lib.distributed_start(values.coordinator_address, values.num_processes, values.process_id)
         dispatch(values)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        # A folder that vanished, a full disk, a file in the place of a folder: the user's to mend, and no bug to trace.
-        if error.errno is None:
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        print(f"error: Cannot read or write{where}: {error.strerror}. What was saved before is kept.", file=sys.stderr)
-        return 1
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        print(
-            f"error: Another process of this run has ended or does not answer ({_first_line(error)}). What was saved "
-            "before is kept: start all processes again.",
-            file=sys.stderr,
-            flush=True,
-        )
-        # An ordinary end would wait minutes for the one that is gone.
-        os._exit(1)
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         if stopped.compiling:
             # An ordinary end would take what the compiler still works with from under it.
             os._exit(stopped.exit_code)
         return stopped.exit_code
-    except KeyboardInterrupt:
-        print("Stopped by Ctrl-C.", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = what_ended(error)
+        if not jax.distributed.is_initialized():
+            if text is None:
+                raise
+            print(text, file=sys.stderr)
+            return code
+        if text is None:
+            traceback.print_exception(error)
+        else:
+            print(text, file=sys.stderr)
+        leave(code)
     return 0
+
+
+def what_ended(error: BaseException) -> tuple[str | None, int]:
+    """What the user is told of an error that ends the run, None where it is a bug to trace, and the exit code."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 1
+    if isinstance(error, OSError) and error.errno is not None:
+        # A folder that vanished, a full disk, a file in the place of a folder: the user's to mend, and no bug to trace.
+        where = f" {error.filename}" if error.filename else ""
+        return f"error: Cannot read or write{where}: {error.strerror}. What was saved before is kept.", 1
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped by Ctrl-C.", 130
+    # Where numbers are fetched, JAX makes a ValueError of what the other end of a collective answers, or does not.
+    answer = isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", str(error))
+    answer = answer or isinstance(error, jax.errors.JaxRuntimeError)
+    if answer and jax.distributed.is_initialized() and jax.process_count() > 1:
+        return (
+            f"error: Another process of this run has ended or does not answer ({_first_line(error)}). What was saved "
+            "before is kept: start all processes again."
+        ), 1
+    return None, 1
+
+
+def leave(code: int) -> None:
+    """Ends this process of several, without the wait of minutes for the others that an ordinary end would be.
+
+    They cannot go on alone: JAX tells them that this one is gone. Those that end as well, for the same reason, are
+    waited for, so that each can say it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+    def together():
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()
+
+    waiting = threading.Thread(target=together, daemon=True)
+    waiting.start()
+    waiting.join(LEAVE_SECONDS)
+    os._exit(code)
 
 
 def dispatch(values: flags.FlagValues) -> None:
@@ -137,8 +174,6 @@ def dispatch(values: flags.FlagValues) -> None:
         result = loop.train(config, workdir)
         if config.train.evaluate:
             evaluate_and_write(config, workdir, result)
-    elif jax.process_count() > 1 and (values.mode == "explain" or len(config.comparison.methods)):
-        raise UserError("Comparisons and --mode=explain run in one process: start one, without --coordinator_address.")
     elif values.mode == "evaluate" and len(config.comparison.methods):
         compare_and_write(config, workdir)
     elif values.mode == "evaluate":
@@ -176,6 +211,8 @@ def compare_and_write(config: ml_collections.ConfigDict, workdir: str) -> None:
     folder = open_folder(workdir)
     check_writable(folder / "pictures")
     results = compare.compare(config, folder)
+    if jax.process_index() > 0:
+        return
     evaluate.write_results(folder / "comparison.json", config, {}, extra=results)
     table = report.comparison_markdown(results)
     print(f"{table}\nComparison: {folder / 'comparison.json'}, .md, .csv, .tex\nPictures: {folder / 'pictures'}")
@@ -200,7 +237,8 @@ def explain_photos(
     output_dir = open_folder(workdir) / "explained"
     check_writable(output_dir)
     explain.explain_folder(predictor, config, images=images, output_dir=output_dir, classes=classes)
-    print(f"Explanations: {output_dir}")
+    if jax.process_index() == 0:
+        print(f"Explanations: {output_dir}")
 
 
 def parse_flags(argv: Sequence[str]) -> flags.FlagValues:

@@ -1,11 +1,12 @@
 """The numbers of a comparison: every metric of every method, over the images that all methods explain.
 
-A metric of a method is written down when it is taken, and not taken again.
+A metric of a method is written down when it is taken, and not taken again. Many hosts share the batches, and add up.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -16,12 +17,12 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from selfexplain_jax import evaluate, maps, progress
-from selfexplain_jax.folders import write_whole
+from selfexplain_jax import evaluate, maps
 from selfexplain_jax.metrics import add, view
 from selfexplain_jax.metrics.explained import Explained, counted_with_truth, explained, extremes, say
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS, check_options, finish, measure, needs_of
 from selfexplain_jax.metrics.photo_truth import PhotoTruth, check_needs, photo_truth
+from selfexplain_jax.training import mesh
 from selfexplain_jax.types import Batch, Dataset, DatasetInfo, UserError
 
 EVERY_CLASS = ("class_specific", "class_map")
@@ -68,10 +69,10 @@ def take_metrics(
     "flat_maps", "truth": {kind of `TRUTHS`: {"count", "first": [[image, class]]} of maps with that ground truth}}}.
 
     A metric that was taken of the same maps over the same images is read from WORKDIR/metrics/LABEL.json. One that
-    raises an error has no numbers, and its "failure" is the message.
+    raises an error has no numbers, and its "failure" is the message. All hosts must call it, and get the same.
     """
     path = folder / "metrics" / f"{column.label}.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    known = maps.read_kept(path)
     asked = {
         name: json.loads(json.dumps({"options": options, "left_out": left_out, "maps": column.identity}))
         for name, options in metrics.items()
@@ -90,7 +91,7 @@ def take_metrics(
         measured = _measure(column, {name: metrics[name] for name in names}, dataset, config, folder, left_out)
         failed |= {name: found for name, found in measured.items() if "failure" in found}
         known |= {name: {"asked": asked[name]} | measured[name] for name in names if name not in failed}
-        write_whole(path, json.dumps(known, indent=1).encode())
+        maps.keep(path, known)
     return {name: failed.get(name) or known[name] for name in metrics}
 
 
@@ -99,7 +100,7 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
     total, noticed = {name: {} for name in metrics}, {}
     needs = {name: needs_of(name, options) for name, options in metrics.items()}
     source, failures = dataset.source(config.data.eval_split), {}
-    for number, batch in enumerate(progress.counted(maps.evaluation(dataset, config), f"metrics {column.label}")):
+    for number, batch in maps.numbered(maps.evaluation(dataset, config), f"metrics {column.label}"):
         with np.load(maps.map_path(folder, column, number)) as stored:
             saliency, class_ids = stored["saliency"], stored["class_ids"]
         truth = photo_truth(source, config, batch["index"], set().union(*needs.values()))
@@ -119,7 +120,8 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
             except Exception as error:  # noqa: BLE001 (whatever a metric raises is a failure to be reported)
                 known = isinstance(error, UserError)
                 logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
-                failures[name] = maps.failure_text(error)
+                failures[name] = number, maps.failure_text(error)
+    total, noticed, failures = _of_all_hosts(total, noticed, failures)
     flat = 0 if column.identity["method"] in CONTROLS else len(noticed.get("flat", ()))
     nothing = {"metrics": {}, "counts": {}, "not_finite": []}
     return {
@@ -152,6 +154,24 @@ def warnings_of_truth(taken: Iterable[Mapping[str, Any]]) -> list[str]:
         for kind in kinds
         if kind in most
     ]
+
+
+def _of_all_hosts(total, noticed, failures):
+    """What all hosts have counted and noticed together; of failures {metric: (batch, message)}, the first batch's.
+
+    Images are in the order of the split, as one host meets them.
+    """
+    shares = mesh.gather((total, noticed, failures), patiently=True)
+    first = {name: min(share[2][name] for share in shares if name in share[2]) for share in shares for name in share[2]}
+    kinds = dict.fromkeys(kind for share in shares for kind in share[1])
+    return (
+        {name: functools.reduce(add, [share[0][name] for share in shares]) for name in total},
+        {
+            kind: sorted((pair for share in shares for pair in share[1].get(kind, ())), key=lambda pair: pair[0])
+            for kind in kinds
+        },
+        {name: text for name, (_, text) in first.items()},
+    )
 
 
 def _numbers(name, column, sums) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Saliency maps of several methods over one split, kept on disk: an interrupted run goes on where it stopped."""
+"""Saliency maps of several methods over one split, kept on disk: an interrupted run goes on where it stopped.
+
+On many hosts each makes, keeps and reads the maps of its own batches. A batch has the same maps wherever they are made,
+so with a folder that all hosts share a run goes on with another number of them.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import io
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +26,7 @@ from selfexplain_jax.attribution import ground_truth
 from selfexplain_jax.data.pipeline import EvaluationBatches, evaluation_batches
 from selfexplain_jax.folders import write_whole
 from selfexplain_jax.metrics import parts, view
+from selfexplain_jax.training import mesh
 from selfexplain_jax.types import Batch, Dataset, Predictor, UserError
 
 PER_MAP = ("extremal_perturbation",)
@@ -63,16 +69,16 @@ def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDic
     """Explains every batch that has no whole file yet; writes maps, failures and the time to WORKDIR/maps/LABEL/.
 
     What a method raised may have been a lack of memory or a bug that is mended by now: those batches are tried again.
+    All hosts must call it; each explains its own batches.
 
     Returns:
-      A note of every batch, in order.
+      A note of every batch of all hosts, in order.
     """
     batches = evaluation(dataset, config)
-    notes = [read_note(map_path(folder, column, number)) for number in range(len(batches))]
-    if all(note and not note.raised for note in notes):
-        return notes
+    notes = {number: read_note(map_path(folder, column, number)) for number in batches.numbers}
+    whole = all(note and not note.raised for note in notes.values())
     first = True
-    for number, batch in enumerate(progress.counted(batches, f"maps {column.label}")):
+    for number, batch in () if whole else numbered(batches, f"maps {column.label}"):
         if notes[number] is None or notes[number].raised:
             batch = view.fill_padding(batch)
             class_ids = present_classes(batch["label"], config.comparison.classes_per_image)
@@ -92,7 +98,8 @@ def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDic
             np.savez_compressed(content, failures=json.dumps(messages), **stored)
             write_whole(map_path(folder, column, number), content.getvalue())
             notes[number], first = Note(messages, seconds, raised, first), False
-    return notes
+    found = ChainMap(*mesh.gather(notes, patiently=True))
+    return [found[number] for number in sorted(found)]
 
 
 def read_note(path: pathlib.Path) -> Note | None:
@@ -205,11 +212,25 @@ def seconds_per_image(notes: Sequence[Note], batch_size: int) -> float:
 
 
 def evaluation(dataset: Dataset, config: ml_collections.ConfigDict) -> EvaluationBatches:
-    """The batches that the comparison goes through, again and again."""
+    """This host's share of the batches that the comparison goes through, again and again."""
     settings = config.evaluation
     return evaluation_batches(
-        dataset, config.data.eval_split, config, batch_size=settings.batch_size, max_examples=settings.max_examples
+        dataset,
+        config.data.eval_split,
+        config,
+        batch_size=settings.batch_size,
+        max_examples=settings.max_examples,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
     )
+
+
+def numbered(batches: EvaluationBatches, text: str) -> Iterator[tuple[int, Batch]]:
+    """Goes through this host's batches, each with its number among those of all hosts, and shows how far it has come.
+
+    Whatever is drawn for a batch is drawn by this number: it is the same on any number of hosts.
+    """
+    return zip(batches.numbers, progress.counted(batches, text), strict=True)
 
 
 def map_path(folder: pathlib.Path, column: Column, number: int) -> pathlib.Path:
@@ -225,6 +246,8 @@ def claim_folder(folder: pathlib.Path, columns: Sequence[Column], config: ml_col
     """Writes what the maps of this folder depend on, or holds it against what is written there.
 
     Methods and models may be added and left out; what bears a name that is there must be what it was.
+
+    All hosts must call it: they may have one folder together, or one each.
 
     Raises:
       UserError: the folder holds the maps of another comparison, or of a model that was trained further.
@@ -246,4 +269,24 @@ def claim_folder(folder: pathlib.Path, columns: Sequence[Column], config: ml_col
             + "\n".join(other)
             + "\nUse another --workdir, or give a method that changed another label."
         )
-    write_whole(path, json.dumps(stored | asked, indent=1).encode())
+    content = json.dumps(stored | asked, indent=1).encode()
+    if jax.process_index() == 0:
+        write_whole(path, content)
+    mesh.gather(None)  # Those who have the first one's folder find it written.
+    if jax.process_index() > 0 and not (path.is_file() and path.read_bytes() == content):
+        write_whole(path, content)
+
+
+def read_kept(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what `keep` wrote to a file, {} where there is none: on every host what the first one's folder holds.
+
+    All hosts must call it.
+    """
+    known = json.loads(path.read_text()) if jax.process_index() == 0 and path.is_file() else {}
+    return mesh.gather(known)[0]
+
+
+def keep(path: pathlib.Path, known: Mapping[str, Any]) -> None:
+    """Writes what all hosts have found, as JSON; the first one does, the others have nothing to do."""
+    if jax.process_index() == 0:
+        write_whole(path, json.dumps(known, indent=1).encode())

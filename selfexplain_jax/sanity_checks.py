@@ -1,7 +1,8 @@
 """The sanity checks of a comparison: how much of a method's maps is left when its model is taken away layer by layer.
 
 `metrics/sanity.py` has the checks (Adebayo et al. 2018); here they get the models, layers and images of a comparison,
-by `config.comparison.sanity_checks`. What was checked is kept in WORKDIR/sanity_checks and not computed again.
+by `config.comparison.sanity_checks`. What was checked is kept in WORKDIR/sanity_checks and not computed again. Many
+hosts share the batches, and add up.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +22,8 @@ import numpy as np
 from absl import logging
 
 from selfexplain_jax import maps, progress
-from selfexplain_jax.folders import write_whole
 from selfexplain_jax.metrics import add, mean, sanity, view
+from selfexplain_jax.training import mesh
 from selfexplain_jax.training.state import bound_to, with_variables
 from selfexplain_jax.types import Dataset, Predictor, UserError
 
@@ -53,7 +55,8 @@ def sanity_checks(
 ) -> dict[str, dict[str, Any]]:
     """Returns what the checks say of each method of `config.comparison.sanity_checks.methods`.
 
-    Of every image the first present class is explained; images that some method could not explain are left out.
+    Of every image the first present class is explained; images that some method could not explain are left out. All
+    hosts must call it, and get the same.
 
     Args:
       columns: of the comparison.
@@ -77,12 +80,12 @@ def sanity_checks(
         key = {"of": column.identity, "images": settings.images, "stages": settings.stages}
         key = json.loads(json.dumps(key | {"random_labels": origin, "left_out": list(left_out)}))
         path = folder / "sanity_checks" / f"{column.label}.json"
-        known = json.loads(path.read_text()) if path.is_file() else {}
+        known = maps.read_kept(path)
         if known.get("asked") != key:
             known = {"asked": key, "found": check_method(column, other, networks, dataset, config, left_out)}
             # What failed may be mended by now: it is tried again.
             if not known["found"]["failures"]:
-                write_whole(path, json.dumps(known, indent=1).encode())
+                maps.keep(path, known)
         found[column.label] = known["found"]
     return found
 
@@ -162,6 +165,10 @@ def check_method(
                     known = isinstance(error, UserError)
                     logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
                     failures[name] = maps.failure_text(error)
+    shares = mesh.gather((totals, failures, images_counted), patiently=True)
+    totals = {name: functools.reduce(add, [share[0][name] for share in shares]) for name in checks}
+    failures = dict(ChainMap(*(share[1] for share in shares)))
+    images_counted = sum(share[2] for share in shares)
     done = {name: sums for name, sums in totals.items() if name not in failures}
     found = {name: numbers_of(sums) if name == "random_labels" else by_stage(sums) for name, sums in done.items()}
     return {"images": images_counted, "checks": found, "failures": failures}
@@ -229,14 +236,15 @@ def redraw_network(predictor: Predictor, learned: bool, config: ml_collections.C
 def checked_batches(
     column: maps.Column, dataset: Dataset, config: ml_collections.ConfigDict, left_out: Sequence[int]
 ) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray, jax.Array]]:
-    """Yields (images, class_ids [B, 1], counted [B, 1], rng) of the first images of the split, in whole batches.
+    """Yields (images, class_ids [B, 1], counted [B, 1], rng) of this host's share of the first images of the split.
 
     An image that does not count is shown as one that does: a method that fails on it would fail here too.
     """
     wanted, size = config.comparison.sanity_checks.images, config.evaluation.batch_size
     batches = maps.evaluation(dataset, config)
-    total = min(-(-wanted // size), len(batches))
-    for number, batch in enumerate(progress.counted(batches, f"sanity {column.label}", total)):
+    numbers = [number for number in batches.numbers if number * size < wanted]
+    seen = progress.counted(batches, f"sanity {column.label}", len(numbers))
+    for number, batch in zip(numbers, seen, strict=True):
         batch = view.fill_padding(batch)
         class_ids = maps.present_classes(batch["label"], 1)
         present = np.take_along_axis(batch["label"], class_ids, axis=1)[:, 0] > 0

@@ -1,14 +1,16 @@
-"""Two processes that share one run: equal to one process, on from each other's checkpoints, and one of them killed."""
+"""Two processes that share one run: equal to one, on from each other's checkpoints, and one that is lost or fails."""
 
 import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import jax
@@ -16,8 +18,11 @@ import numpy as np
 import pytest
 from command_line import CONFIG_HEAD, free_address
 
+from selfexplain_jax import main
 from selfexplain_jax.config import load_config
+from selfexplain_jax.data.fakes import write_folder
 from selfexplain_jax.training import loop
+from selfexplain_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = (
@@ -38,9 +43,15 @@ CONFIG = (
         config.evaluation.batch_size = 2
         config.evaluation.pictures = 4
         config.evaluation.examples = 8
-        if variant == "long":
+        if variant in ("long", "photos"):
             config.train.steps = 1_000_000
             config.train.checkpoint_every = 20
+        if variant == "photos":
+            config.data.name, config.data.options = "folder", {"test_fraction": 0.25}
+            # The smallest step there is.
+            config.method = "classifier"
+            for name in ("object", "background", "evaluator"):
+                del config.objective[name]
         return config
 """
 )
@@ -54,16 +65,16 @@ def config_file(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def started(spec, workdir, processes):
-    """The processes of a run with two devices in all; whatever happens, none of them is left."""
+def started(spec, workdir, processes, *flags, each=((), ())):
+    """The processes of a run with two devices in all, each with flags of its own; whatever happens, none is left."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(2 // processes)}
-    command = [sys.executable, "-m", "selfexplain_jax.main", f"--config={spec}", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "selfexplain_jax.main", f"--config={spec}", f"--workdir={workdir}", *flags]
     shared = [f"--coordinator_address={free_address()}", f"--num_processes={processes}"] if processes > 1 else []
     logs = [workdir.parent / f"{workdir.name}_{number}.log" for number in range(processes)]
     running = []
     try:
         for number, log in enumerate(logs):
-            own = [*shared, f"--process_id={number}"] if shared else []
+            own = [*shared, f"--process_id={number}", *each[number]] if shared else []
             with log.open("w") as file:
                 options = {"env": environment | {"PYTHONPATH": str(ROOT)}, "stdout": file, "stderr": file}
                 running.append(subprocess.Popen([*command, *own], **options))
@@ -75,10 +86,16 @@ def started(spec, workdir, processes):
             process.wait()
 
 
-def run(spec, workdir, processes):
-    with started(spec, workdir, processes) as (running, logs):
-        codes = [process.wait(timeout=600) for process in running]
-        assert codes == [0] * processes, [log.read_text() for log in logs]
+def run(spec, workdir, processes, *flags):
+    run_beside((spec, workdir, processes, *flags))
+
+
+def run_beside(*runs):
+    """Several runs at once, each as `run` takes it."""
+    with contextlib.ExitStack() as stack:
+        for running, logs in [stack.enter_context(started(*of_run)) for of_run in runs]:
+            codes = [process.wait(timeout=600) for process in running]
+            assert codes == [0] * len(running), [log.read_text() for log in logs]
 
 
 def parameters(config_file, workdir):
@@ -148,6 +165,68 @@ def test_one_of_two_is_killed_the_other_says_so_and_both_go_on(tmp_path, config_
         assert f"Going on from the checkpoint of step {before}." in logs[0].read_text()
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, steps[-1] + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_loses_its_photos_and_neither_waits_for_the_other(tmp_path, config_file, victim):
+    workdir, folders = tmp_path / "run", [tmp_path / "photos_0", tmp_path / "photos_1"]
+    for folder in folders:
+        write_folder(folder)
+        shutil.rmtree(folder / "masks")
+    own = [[f"--config.data.data_dir={folder}"] for folder in folders]
+    with started(f"{config_file}:photos", workdir, 2, each=own) as (running, logs):
+        wait_for_checkpoint(workdir, running, logs)
+        for photo in folders[victim].rglob("*.jpg"):
+            photo.unlink()
+        # An ordinary end would wait five minutes for the other one, and the other one for ever.
+        codes = [running[number].wait(timeout=240) for number in (victim, 1 - victim)]
+        text, other = (logs[number].read_text() for number in (victim, 1 - victim))
+        assert codes[0] == 1, text
+        assert re.search(rf"^error: .*{folders[victim]}.*\.jpg", text, re.MULTILINE), text
+        assert codes[1] != 0, other
+        # JAX itself ends the other one, in words of its own, where the lost one was the coordinator.
+        assert "Another process of this run has ended" in other or "another task died" in other, other
+
+
+@pytest.mark.slow
+def test_two_processes_that_refuse_the_same_say_so_both(tmp_path, config_file):
+    with started(config_file, tmp_path / "run", 2, "--config.train.batch_size=7") as (running, logs):
+        codes = [process.wait(timeout=300) for process in running]
+        for code, log in zip(codes, logs, strict=True):
+            text = log.read_text()
+            assert code == 1 and "error: config.train.batch_size = 7 does not divide over 2 devices" in text, text
+            assert "Traceback" not in text, text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("no such thing"), 1, "error: no such thing\n"),
+        (OSError(28, "No space left on device", "a.npz"), 1, "error: Cannot read or write a.npz: No space left"),
+        (KeyboardInterrupt(), 130, "Stopped by Ctrl-C."),
+        (ValueError("UNKNOWN: Gloo AllGather failed: closed"), 1, "error: Another process of this run has ended or"),
+        (jax.errors.JaxRuntimeError("INTERNAL: no answer"), 1, "error: Another process of this run has ended or"),
+        (ZeroDivisionError("a bug"), 1, "Traceback (most recent call last):"),
+    ],
+)
+def test_every_error_ends_a_process_of_several_at_once(monkeypatch, capsys, error, code, message):
+    """With the exit of the process and JAX's wait replaced: the wait is longer than is allowed for."""
+    left, given_up = [], threading.Event()
+
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(main, "parse_flags", fail)
+    monkeypatch.setattr(main, "LEAVE_SECONDS", 0.01)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: given_up.wait(60))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", left.append)
+    start = time.monotonic()
+    main.run(["main"])
+    given_up.set()
+    assert left == [code] and message in capsys.readouterr().err and time.monotonic() - start < 30
 
 
 def wait_for_checkpoint(workdir, running, logs, beyond=0):

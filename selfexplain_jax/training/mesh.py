@@ -5,6 +5,7 @@ The same code runs on one CPU and on many hosts with many accelerators each.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import pickle
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from selfexplain_jax.types import Batch, UserError
 
@@ -22,6 +24,11 @@ DATA_AXIS = "data"
 
 SPLIT_FROM = 2**12
 """Elements from which an array is worth splitting: below, putting it together takes longer than sending it."""
+
+PATIENCE = 7 * 24 * 3600 * 1000
+"""Milliseconds that a host waits for one whose share of long work is not done: a week."""
+
+_MEETINGS = itertools.count()
 
 
 def distributed_start(
@@ -212,13 +219,16 @@ def host_copy(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: Any, *, patiently: bool = False) -> list[Any]:
     """Every host's value on every host, in their order: anything that can be pickled, by memory and not by files.
 
-    All hosts must call it; with one process it costs nothing.
+    All hosts must call it; with one process it costs nothing. On CPUs a host gives the slowest one half an hour;
+    `patiently` it waits as long as the others live (and hears a minute and a half later that one does not).
     """
     if jax.process_count() == 1:
         return [value]
+    if patiently:
+        multihost.get_barrier_sync_fn()(key=f"gather_{next(_MEETINGS)}", timeout_ms=PATIENCE)
     from jax.experimental import multihost_utils
 
     content = np.frombuffer(pickle.dumps(value), np.uint8)
