@@ -72,9 +72,8 @@ def get_config(variant="single"):
     if variant == "sanity":
         for name in ("parts", "deletion_insertion", "average_drop", "road"):
             del metrics[name]
-        for model, experiment in {"classifier": "random_label_classifier", "self_explainer": "random_label"}.items():
-            shuffled = f"random_label_{model}"
-            config.comparison.model_configs[shuffled] = f"configs/synthetic.py:{experiment}"
-            config.comparison.models[shuffled] = f"runs/synthetic_{experiment}"
-            config.comparison.sanity_checks.random_labels[model] = shuffled
+        shuffled = "random_label_classifier"
+        config.comparison.model_configs[shuffled] = f"configs/synthetic.py:{shuffled}"
+        config.comparison.models[shuffled] = f"runs/synthetic_{shuffled}"
+        config.comparison.sanity_checks.random_labels = {"classifier": shuffled}
     return config
