@@ -67,7 +67,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
     columns = make_columns(config, models, dataset.info)
     check_settings(columns, models, config)
     metrics = choose_metrics(config, dataset.info)
-    total = maps.evaluation(dataset, config).num_examples  # Refuses an empty split before anything is written.
+    total = mesh.own_batches(dataset, config).num_examples  # Refuses an empty split before anything is written.
     maps.claim_folder(folder, columns, config)
     beyond = classes_without_a_map(dataset, config)
     notes = {column.label: maps.make_maps(column, dataset, config, folder) for column in columns}
@@ -128,7 +128,7 @@ def classes_without_a_map(dataset: Dataset, config: ml_collections.ConfigDict) -
     if not dataset.info.multilabel:
         return 0
     most = config.comparison.classes_per_image
-    labels = labels_of(dataset.source(config.data.eval_split))[maps.evaluation(dataset, config).positions]
+    labels = labels_of(dataset.source(config.data.eval_split))[mesh.own_batches(dataset, config).positions]
     beyond = int(np.maximum((labels > 0).sum(axis=1) - most, 0).sum())
     if beyond:
         logging.warning(
@@ -202,7 +202,7 @@ def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.Co
     Maps that are no masks are scaled to 0..1 one by one; a method that failed has "failed" in its cell. All hosts must
     call it: each has the maps of its own batches.
     """
-    evaluated = maps.evaluation(dataset, config)
+    evaluated = mesh.own_batches(dataset, config)
     wanted = min(config.comparison.figure_images, evaluated.num_examples)
     if not wanted:
         return
@@ -242,7 +242,7 @@ def keep_examples(
 
     All hosts must call it; the first writes.
     """
-    batches, count = maps.evaluation(dataset, config), config.evaluation.examples
+    batches, count = mesh.own_batches(dataset, config), config.evaluation.examples
     if not count:
         return
     ranking = [c.label for c in columns if c.identity["method"] == "learned"]

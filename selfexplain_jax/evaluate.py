@@ -16,7 +16,6 @@ import numpy as np
 from absl import logging
 
 from selfexplain_jax import examples, image_rows, progress
-from selfexplain_jax.data.pipeline import evaluation_batches
 from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.metrics import (
     add,
@@ -70,15 +69,7 @@ def evaluate(
     info, settings = dataset.info, config.evaluation
     check_predictor(predictor, info)
     masking.check_infills((config.evaluation.infill,), "config.evaluation.infill")
-    batches = evaluation_batches(
-        dataset,
-        config.data.eval_split,
-        config,
-        batch_size=settings.batch_size,
-        max_examples=settings.max_examples,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-    )
+    batches = mesh.own_batches(dataset, config)
     if predictor.masks is None:
         logging.warning("The model makes no masks: classification alone is evaluated.")
     elif not info.has_masks:

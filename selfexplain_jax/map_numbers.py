@@ -100,7 +100,7 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
     total, noticed = {name: {} for name in metrics}, {}
     needs = {name: needs_of(name, options) for name, options in metrics.items()}
     source, failures = dataset.source(config.data.eval_split), {}
-    for number, batch in maps.numbered(maps.evaluation(dataset, config), f"metrics {column.label}"):
+    for number, batch in maps.numbered(mesh.own_batches(dataset, config), f"metrics {column.label}"):
         with np.load(maps.map_path(folder, column, number)) as stored:
             saliency, class_ids = stored["saliency"], stored["class_ids"]
         truth = photo_truth(source, config, batch["index"], set().union(*needs.values()))

@@ -23,7 +23,7 @@ from absl import logging
 
 from selfexplain_jax import progress
 from selfexplain_jax.attribution import ground_truth
-from selfexplain_jax.data.pipeline import EvaluationBatches, evaluation_batches
+from selfexplain_jax.data.pipeline import EvaluationBatches
 from selfexplain_jax.folders import write_whole
 from selfexplain_jax.metrics import parts, view
 from selfexplain_jax.training import mesh
@@ -74,7 +74,7 @@ def make_maps(column: Column, dataset: Dataset, config: ml_collections.ConfigDic
     Returns:
       A note of every batch of all hosts, in order.
     """
-    batches = evaluation(dataset, config)
+    batches = mesh.own_batches(dataset, config)
     notes = {number: read_note(map_path(folder, column, number)) for number in batches.numbers}
     whole = all(note and not note.raised for note in notes.values())
     first = True
@@ -209,20 +209,6 @@ def seconds_per_image(notes: Sequence[Note], batch_size: int) -> float:
     """Returns the median over batches, those that compile or were tried image by image left out where others are."""
     seconds = [note.seconds for note in notes if not (note.first or note.raised)]
     return float(np.median(seconds or [note.seconds for note in notes])) / batch_size
-
-
-def evaluation(dataset: Dataset, config: ml_collections.ConfigDict) -> EvaluationBatches:
-    """This host's share of the batches that the comparison goes through, again and again."""
-    settings = config.evaluation
-    return evaluation_batches(
-        dataset,
-        config.data.eval_split,
-        config,
-        batch_size=settings.batch_size,
-        max_examples=settings.max_examples,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-    )
 
 
 def numbered(batches: EvaluationBatches, text: str) -> Iterator[tuple[int, Batch]]:

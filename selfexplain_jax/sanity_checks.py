@@ -241,7 +241,7 @@ def checked_batches(
     An image that does not count is shown as one that does: a method that fails on it would fail here too.
     """
     wanted, size = config.comparison.sanity_checks.images, config.evaluation.batch_size
-    batches = maps.evaluation(dataset, config)
+    batches = mesh.own_batches(dataset, config)
     numbers = [number for number in batches.numbers if number * size < wanted]
     seen = progress.counted(batches, f"sanity {column.label}", len(numbers))
     for number, batch in zip(numbers, seen, strict=True):

@@ -13,6 +13,7 @@ from selfexplain_jax import compare, evaluate, examples, map_numbers, maps, repo
 from selfexplain_jax.attribution import METHODS
 from selfexplain_jax.config import base_config
 from selfexplain_jax.data import build_dataset
+from selfexplain_jax.training.mesh import own_batches
 from selfexplain_jax.types import Predictor, UserError
 
 SIZE = 32
@@ -60,7 +61,7 @@ def trained_further(config):
 
 def brightness_of(config, place):
     dataset = build_dataset(config)
-    batches = list(maps.evaluation(dataset, config))
+    batches = list(own_batches(dataset, config))
     return float(np.concatenate([batch["image"] for batch in batches])[place].mean())
 
 
@@ -68,7 +69,7 @@ def test_all_methods_are_averaged_over_the_images_that_all_explain(tmp_path, mon
     config = settings(ground_truth={}, half={"method": "constant", "options": {"value": 0.5}}, broken={})
     monkeypatch.setitem(METHODS, "broken", breaks_on(brightness_of(config, 5)))
     results = compare.compare(config, tmp_path)
-    position = int(maps.evaluation(build_dataset(config), config).positions[5])
+    position = int(own_batches(build_dataset(config), config).positions[5])
     assert results["images"] == 9 and results["left_out"] == [position]
     rows = results["methods"]
     assert rows["broken"]["failures"] == [{"image": position, "message": "the map holds NaN or infinity"}]
@@ -324,7 +325,7 @@ def test_figure_shows_the_images_that_were_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "save_grid", lambda path, cells, titles, also=(): drawn.update(cells))
     config = settings(ground_truth={})
     compare.compare(config, tmp_path)
-    images = np.concatenate([batch["image"] for batch in maps.evaluation(build_dataset(config), config)])
+    images = np.concatenate([batch["image"] for batch in own_batches(build_dataset(config), config)])
     # The first and the last of ten, one class each; 127.5 and 64 are the mean and deviation of `config.data`.
     for shown, place in zip(drawn["image"], (0, 9), strict=True):
         np.testing.assert_allclose(shown, (images[place] * 64 + 127.5) / 255, atol=1e-5)
@@ -348,7 +349,7 @@ def test_absent_classes_cost_a_search_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(maps, "PER_MAP", ("search",))
     assert compare.compare(config, tmp_path / "present")["methods"]["search"]["metrics"] == numbers
     # Pairs of image and class, four at a time.
-    shown = [int(batch["label"].sum()) for batch in maps.evaluation(build_dataset(config), config)]
+    shown = [int(batch["label"].sum()) for batch in own_batches(build_dataset(config), config)]
     assert calls == [(4, 1)] * sum(-(-count // 4) for count in shown) and sum(shown) < 20
     for number in range(len(shown)):
         found = [np.load(tmp_path / folder / "maps" / "search" / f"{number:05d}.npz") for folder in ("all", "present")]

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from test_compare import breaks_on, brightness_of, colours, settings  # noqa: F401 (colours is a fixture)
 
-from selfexplain_jax import compare, maps, report
+from selfexplain_jax import compare, report
 from selfexplain_jax.attribution import METHODS
 from selfexplain_jax.data import build_dataset
+from selfexplain_jax.training.mesh import own_batches
 from selfexplain_jax.types import UserError
 
 
@@ -41,7 +42,7 @@ def test_ground_truth_that_is_empty_or_full_is_said_once_and_below_the_tables(tm
     """Image `empty` shows nothing of its class, `full` nothing else; the eight others are as they were."""
     config = settings(ground_truth={}, half={"method": "constant"}, centre={})
     source = build_dataset(config).source("test")
-    empty, full = (int(maps.evaluation(build_dataset(config), config).positions[place]) for place in (2, 5))
+    empty, full = (int(own_batches(build_dataset(config), config).positions[place]) for place in (2, 5))
     shown = {position: int(source[position]["label"].argmax()) for position in (empty, full)}
     masks = {empty: 0, full: shown[full] + 1}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfexplain_jax import attribution, compare, evaluate, explain, maps
+from selfexplain_jax import attribution, compare, evaluate, explain
 from selfexplain_jax import compile as compile_check
 from selfexplain_jax.config import base_config, load_config
 from selfexplain_jax.models import build_model, masking
@@ -20,6 +20,7 @@ from selfexplain_jax.recipes import explainer_recipe, real_time_saliency_recipe
 from selfexplain_jax.training import config_json, frozen, loop
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.experiment import load_frozen, state_creation
+from selfexplain_jax.training.mesh import own_batches
 from selfexplain_jax.training.optimizer import build_optimizer
 from selfexplain_jax.training.state import create_state, initial_state, make_predictor
 from selfexplain_jax.types import Predictor, UserError
@@ -251,7 +252,7 @@ def test_comparison_asks_the_frozen_classifier_about_the_explainers_masks(uninte
     settings = tiny("explainer", classifier_run)
     result = loop.restore(settings, str(uninterrupted[1]))
     predictor = make_predictor(settings, result.dataset.info, result.model, result.state, result.classifier)
-    batch = next(iter(maps.evaluation(result.dataset, config)))
+    batch = next(iter(own_batches(result.dataset, config)))
     with np.load(tmp_path / "maps" / "learned" / "00000.npz") as stored:
         np.testing.assert_array_equal(stored["saliency"], predictor.masks(batch["image"], stored["class_ids"]))
     # A run whose classifier has been moved is told where it lies now.

@@ -13,6 +13,7 @@ from selfexplain_jax.config import base_config, load_config
 from selfexplain_jax.data import build_dataset
 from selfexplain_jax.metrics import sanity
 from selfexplain_jax.models import build_model
+from selfexplain_jax.training.mesh import own_batches
 from selfexplain_jax.training.state import bound_to, network_predictor, with_variables
 from selfexplain_jax.types import Predictor, UserError
 
@@ -180,7 +181,7 @@ def test_a_check_that_fails_is_named_and_tried_again(tmp_path, monkeypatch):
 def test_images_that_do_not_count_are_not_shown():
     config, dataset = settings(images=3), build_dataset(settings())
     column = compare.make_columns(config, compare.open_all(config, dataset.info), dataset.info)[0]
-    positions = maps.evaluation(dataset, config).positions
+    positions = own_batches(dataset, config).positions
     ((images, class_ids, counted, _),) = sanity_checks.checked_batches(column, dataset, config, [int(positions[1])])
     assert counted[:, 0].tolist() == [True, False, True, False]
     np.testing.assert_array_equal(images[1], images[2])

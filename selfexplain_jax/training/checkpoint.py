@@ -299,7 +299,7 @@ def check_same_shapes(saved: Any, present: Any, where: str) -> None:
     Raises:
       UserError: names the first parameter that differs.
     """
-    saved, present = _shapes(saved), _shapes(present)
+    saved, present = shapes_of(saved), shapes_of(present)
     for name in sorted(saved.keys() | present.keys()):
         there, now = saved.get(name, _ABSENT), present.get(name, _ABSENT)
         if there != now:
@@ -326,7 +326,8 @@ def _checksum_of_json(value: Any) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def _shapes(tree: Any) -> dict[str, str]:
+def shapes_of(tree: Any) -> dict[str, str]:
+    """{path: type and shape, "float32[3, 3]"} of the leaves of a tree of arrays, or of their shapes and types."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"

@@ -18,6 +18,7 @@ from selfexplain_jax.models import build_model
 from selfexplain_jax.objectives.compose import validate_objective
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training import steps
+from selfexplain_jax.training.checkpoint import shapes_of
 from selfexplain_jax.training.frozen import FrozenClassifier, check_classifier, from_workdir
 from selfexplain_jax.training.optimizer import build_optimizer
 from selfexplain_jax.training.passes import check_method, validate_passes
@@ -110,20 +111,14 @@ def _check_start(experiment: Experiment) -> None:
     if experiment.config.model.pretrained:
         raise UserError(f"{what}, and config.model.pretrained from those of a file: set one of them.")
     state = experiment.state_shapes
-    ours = _shapes({"params": state.params, "batch_stats": state.batch_stats})
-    theirs = _shapes(experiment.classifier.shapes)
+    ours = shapes_of({"params": state.params, "batch_stats": state.batch_stats})
+    theirs = shapes_of(experiment.classifier.shapes)
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
         raise UserError(
             f"{what}, but the two are different networks: not in both with one shape are {', '.join(differing[:3])}"
             f"{', ...' if len(differing) > 3 else ''}. Give both the same config.model, or turn it off."
         )
-
-
-def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of a tree of arrays or of their shapes."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
 def _check_nothing_is_none(config: ml_collections.ConfigDict, name: str = "config") -> None:

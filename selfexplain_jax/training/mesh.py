@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from selfexplain_jax.types import Batch, UserError
+from selfexplain_jax.data.pipeline import EvaluationBatches, evaluation_batches
+from selfexplain_jax.types import Batch, Dataset, UserError
 
 DATA_AXIS = "data"
 
@@ -217,6 +219,20 @@ def host_copy(array: jax.Array) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def own_batches(dataset: Dataset, config: ml_collections.ConfigDict) -> EvaluationBatches:
+    """This host's share of the batches that evaluations and comparisons go through, again and again."""
+    settings = config.evaluation
+    return evaluation_batches(
+        dataset,
+        config.data.eval_split,
+        config,
+        batch_size=settings.batch_size,
+        max_examples=settings.max_examples,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
 
 
 def gather(value: Any, *, patiently: bool = False) -> list[Any]:
