@@ -203,7 +203,7 @@ has_needs() {
   return 1
 }
 
-chosen=() names=() chosen_comparisons=() comparison_names=() chosen_benchmarks=() benchmark_names=()
+chosen=() names=()
 for row in "${rows[@]}"; do
   read -r table name config row_seeds dataset _ <<<"$row"
   if is_asked "$table" "$name"; then
@@ -213,24 +213,29 @@ for row in "${rows[@]}"; do
     fi
   fi
 done
-for comparison in ${comparisons[@]+"${comparisons[@]}"}; do
-  read -r name config models dataset overrides <<<"$comparison"
-  if is_asked comparisons "$name"; then
-    comparison_names+=("$name")
-    if has_data "$name" "$dataset"; then
-      chosen_comparisons+=("$comparison")
+# pick TABLE ROW...: leaves in picked_names those of the rows that are asked for, by the table's name or their own, and in
+# picked the rows themselves whose needs, the fourth field, are there.
+pick() {
+  local table="$1" row name needs
+  shift
+  picked=() picked_names=()
+  for row in "$@"; do
+    read -r name _ _ needs _ <<<"$row"
+    if is_asked "$table" "$name"; then
+      picked_names+=("$name")
+      if [[ "$table" == benchmarks ]]; then
+        has_needs "$name" "$needs" || continue
+      else
+        has_data "$name" "$needs" || continue
+      fi
+      picked+=("$row")
     fi
-  fi
-done
-for benchmark in ${benchmarks[@]+"${benchmarks[@]}"}; do
-  read -r name config what needs overrides <<<"$benchmark"
-  if is_asked benchmarks "$name"; then
-    benchmark_names+=("$name")
-    if has_needs "$name" "$needs"; then
-      chosen_benchmarks+=("$benchmark")
-    fi
-  fi
-done
+  done
+}
+pick comparisons ${comparisons[@]+"${comparisons[@]}"}
+chosen_comparisons=(${picked[@]+"${picked[@]}"}) comparison_names=(${picked_names[@]+"${picked_names[@]}"})
+pick benchmarks ${benchmarks[@]+"${benchmarks[@]}"}
+chosen_benchmarks=(${picked[@]+"${picked[@]}"}) benchmark_names=(${picked_names[@]+"${picked_names[@]}"})
 if ((!${#chosen[@]} && !${#chosen_comparisons[@]} && !${#chosen_benchmarks[@]})); then
   refuse "no row is left to run."
 fi
