@@ -14,6 +14,7 @@ import difflib
 import os
 import pathlib
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -190,6 +191,7 @@ def dispatch(values: flags.FlagValues) -> None:
 
 def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: loop.TrainResult) -> None:
     """Evaluates a trained network, writes results.json, pictures and the report to WORKDIR, and says where they are."""
+    end_at_sigterm()
     folder = open_folder(workdir)
     predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     first = jax.process_index() == 0
@@ -208,6 +210,7 @@ def evaluate_and_write(config: ml_collections.ConfigDict, workdir: str, result: 
 
 def compare_and_write(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Compares the methods of `config.comparison`; writes comparison.json, a figure and the report, and says where."""
+    end_at_sigterm()
     folder = open_folder(workdir)
     check_writable(folder / "pictures")
     results = compare.compare(config, folder)
@@ -217,6 +220,16 @@ def compare_and_write(config: ml_collections.ConfigDict, workdir: str) -> None:
     table = report.comparison_markdown(results)
     print(f"{table}\nComparison: {folder / 'comparison.json'}, .md, .csv, .tex\nPictures: {folder / 'pictures'}")
     report_and_say(workdir)
+
+
+def end_at_sigterm() -> None:
+    """Lets SIGTERM end a process of several at once, as it ends a run of one.
+
+    JAX catches it there, for trainings that stop at a common step; what else runs asks for no such step, and would go
+    on until it is killed. What a comparison has found so far is on the disk.
+    """
+    if jax.process_count() > 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def report_and_say(workdir: str, runs: Sequence[str] = ()) -> None:
@@ -233,6 +246,7 @@ def explain_photos(
     classes: Sequence[str] = (),
 ) -> None:
     """Explains photos with a trained network; writes WORKDIR/explained and says so."""
+    end_at_sigterm()
     predictor = make_predictor(config, result.dataset.info, result.model, result.state, result.classifier)
     output_dir = open_folder(workdir) / "explained"
     check_writable(output_dir)

@@ -1,6 +1,8 @@
-"""What tests that start the command line share: the beginning of a tiny experiment's config file, and an address."""
+"""What tests that start the command line share: a tiny experiment's config file, an address, and a sudden end."""
 
 import socket
+import sys
+import textwrap
 
 CONFIG_HEAD = """
     from selfexplain_jax.config import base_config
@@ -25,3 +27,37 @@ def free_address():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+KILLED = """
+    import importlib, os, signal, sys
+    from selfexplain_jax import main
+
+    module, _, path = sys.argv.pop(1).partition(":")
+    number, calls = int(sys.argv.pop(1)), []
+    *owners, name = path.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    real = getattr(owner, name)
+
+    def counted(*arguments, **named):
+        calls.append(name)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.{signal})
+        return real(*arguments, **named)
+
+    setattr(owner, name, counted)
+    sys.exit(main.run())
+"""
+
+
+def ended_at(place, number=1, signal="SIGKILL"):
+    """The command line but for its flags, in a process that a signal reaches where a function is called again.
+
+    Args:
+      place: the function, as MODULE:NAME or MODULE:CLASS.NAME.
+      number: at which of its calls, from 1.
+      signal: name of the signal.
+    """
+    return [sys.executable, "-c", textwrap.dedent(KILLED).replace("{signal}", signal), place, str(number)]

@@ -1,4 +1,4 @@
-"""A data file disappears, the disk is full, a checkpoint is cut, the clock jumps. Kills: test_loop and test_main."""
+"""A data file disappears, the disk is full, a checkpoint is cut, the clock jumps. Kills: test_kills."""
 
 import gc
 import logging

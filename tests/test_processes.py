@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from command_line import CONFIG_HEAD, free_address
+from command_line import CONFIG_HEAD, ended_at, free_address
 
 from selfexplain_jax import main
 from selfexplain_jax.config import load_config
@@ -25,6 +25,7 @@ from selfexplain_jax.training import loop
 from selfexplain_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PLAIN = [sys.executable, "-m", "selfexplain_jax.main"]
 CONFIG = (
     CONFIG_HEAD
     + """
@@ -65,10 +66,13 @@ def config_file(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def started(spec, workdir, processes, *flags, each=((), ())):
-    """The processes of a run with two devices in all, each with flags of its own; whatever happens, none is left."""
+def started(spec, workdir, processes, *flags, each=((), ()), begin=(PLAIN, PLAIN)):
+    """The processes of a run with two devices in all, each with flags of its own; whatever happens, none is left.
+
+    Each begins as the command line does, or with what `ended_at` returns.
+    """
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(2 // processes)}
-    command = [sys.executable, "-m", "selfexplain_jax.main", f"--config={spec}", f"--workdir={workdir}", *flags]
+    arguments = [f"--config={spec}", f"--workdir={workdir}", *flags]
     shared = [f"--coordinator_address={free_address()}", f"--num_processes={processes}"] if processes > 1 else []
     logs = [workdir.parent / f"{workdir.name}_{number}.log" for number in range(processes)]
     running = []
@@ -77,7 +81,7 @@ def started(spec, workdir, processes, *flags, each=((), ())):
             own = [*shared, f"--process_id={number}", *each[number]] if shared else []
             with log.open("w") as file:
                 options = {"env": environment | {"PYTHONPATH": str(ROOT)}, "stdout": file, "stderr": file}
-                running.append(subprocess.Popen([*command, *own], **options))
+                running.append(subprocess.Popen([*begin[number], *arguments, *own], **options))
         yield running, logs
     finally:
         # JAX's processes catch SIGTERM.
@@ -147,6 +151,25 @@ def test_two_processes_equal_one_and_go_on_from_each_others_checkpoints(tmp_path
 
 
 @pytest.mark.slow
+def test_two_processes_explain_photos_like_one(tmp_path, config_file):
+    one, photos = tmp_path / "one", tmp_path / "photos"
+    run(config_file, one, 1)
+    two = shutil.copytree(one, tmp_path / "two")
+    # More than a batch, so that each process has some.
+    for number in range(3):
+        write_folder(photos / str(number))
+    flags = ["--mode=explain", f"--images={photos}"]
+    run_beside((config_file, one, 1, *flags), (config_file, two, 2, *flags))
+    ours, theirs = (json.loads((folder / "explained" / "index.json").read_text())["photos"] for folder in (one, two))
+    assert len(ours) == len(theirs) == 30
+    for photo, other in zip(ours, theirs, strict=True):
+        assert photo["name"] == other["name"] and (two / "explained" / other["picture"]).is_file()
+        for found, same in zip(photo["explained"], other["explained"], strict=True):
+            assert found.pop("class") == same.pop("class")
+            compare(found, same)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_of_two_is_killed_the_other_says_so_and_both_go_on(tmp_path, config_file, victim):
     workdir = tmp_path / "run"
@@ -165,6 +188,39 @@ def test_one_of_two_is_killed_the_other_says_so_and_both_go_on(tmp_path, config_
         assert f"Going on from the checkpoint of step {before}." in logs[0].read_text()
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, steps[-1] + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_is_killed_while_they_evaluate_and_both_evaluate_again(tmp_path, config_file, victim):
+    workdir, begin = tmp_path / "run", [PLAIN, PLAIN]
+    begin[victim] = ended_at("selfexplain_jax.metrics.view:look", 2)
+    with started(config_file, workdir, 2, begin=begin) as (running, logs):
+        codes = [running[number].wait(timeout=300) for number in (victim, 1 - victim)]
+        other = logs[1 - victim].read_text()
+        assert codes[0] == -signal.SIGKILL, logs[victim].read_text()
+        assert codes[1] != 0, other
+        assert "Another process of this run has ended" in other or "another task died" in other, other
+    assert not (workdir / "results.json").exists()
+    run(config_file, workdir, 2)
+    assert "All 6 steps are done." in (tmp_path / "run_0.log").read_text()
+    assert json.loads((workdir / "results.json").read_text())["counts"]["examples"] == 11
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_that_evaluates_at_once(tmp_path, config_file):
+    """With many processes JAX catches SIGTERM, for trainings that stop at a common step; here nothing asks for it."""
+    workdir = tmp_path / "run"
+    begin = [PLAIN, ended_at("selfexplain_jax.metrics.view:look", 2, signal="SIGTERM")]
+    with started(config_file, workdir, 2, begin=begin) as (running, logs):
+        codes = [process.wait(timeout=240) for process in running]
+        texts = [log.read_text() for log in logs]
+        assert codes[1] == -signal.SIGTERM, texts
+        assert codes[0] not in (0, None) and "Another process of this run has ended" in texts[0], texts
+    run(config_file, workdir, 1, "--mode=evaluate")
+    assert json.loads((workdir / "results.json").read_text())["counts"]["examples"] == 11
 
 
 @pytest.mark.slow
