@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from hosts import on_hosts
 
 from selfexplain_jax import compare
 from selfexplain_jax.config import base_config
@@ -88,6 +89,16 @@ def test_boxes_and_photos_of_other_sets(name, count, found, tmp_path, monkeypatc
     numbers, counts = compared(config, tmp_path / "run", monkeypatch)
     assert counts["max_box_accuracy"] == counts["pointing_game_boxes"] == counts["pointing_game_photo"] == count
     assert numbers["box_accuracy_30"] == found and numbers["pointing_game_boxes"] == numbers["pointing_game_photo"] == 1
+
+
+@pytest.mark.parametrize("name", ["coco2017", "cub200"])
+def test_hosts_that_share_the_photos_find_what_one_does(name, tmp_path, monkeypatch):
+    config = settings(name, tmp_path / "data", **AGAINST_BOXES, pointing_game_photo={"regions": "mask"})
+    config.evaluation.batch_size = 1
+    one = compared(config, tmp_path / "one", monkeypatch)
+    assert one[1]["pointing_game_photo"] > 1
+    found = on_hosts(monkeypatch, 2, lambda host: compared(config, tmp_path / "two", monkeypatch))
+    assert found == [one, one]
 
 
 def test_a_folder_has_masks_and_no_boxes(tmp_path):
