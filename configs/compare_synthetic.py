@@ -52,13 +52,15 @@ def get_config(variant="single"):
     if variant == "confounded":
         # The network of that run draws masks too, from labels that cannot tell object and background apart.
         methods.learned_of_classifier = {"model": "classifier", "method": "learned"}
-    if variant in ("classes", "vit", "sanity"):
-        # Of an image eight maps are taken, or some eighteen: no search, which is minutes a map, no masks by lot, which
-        # are nearly as long, and fewer passes where a method has many.
-        for name in ("extremal_perturbation", "rise"):
-            del methods[name]
+    if variant in ("multi", "confounded", "classes", "vit", "sanity"):
+        # Fewer passes where a method has many for every map.
         methods.smooth_grad.options = {"samples": 16}
         methods.integrated_gradients.options.steps = 16
+    if variant in ("classes", "vit", "sanity"):
+        # Of an image eight maps are taken, or some eighteen: no search, which is minutes a map, and no masks by lot,
+        # which are nearly as long.
+        for name in ("extremal_perturbation", "rise"):
+            del methods[name]
     if variant == "classes":
         config.comparison.metrics = {"segmentation": {}, "class_map": {}, "class_specific": {}}
     if variant in ("vit", "sanity"):
