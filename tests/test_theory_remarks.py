@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_theory import LN2, cross_entropy, entropy_given, fixed, information, selections, term
+from small_worlds import LN2, cross_entropy, entropy_given, fixed, information, selections, term
 
 from selfexplain_jax.objectives import TERMS
 
@@ -150,8 +150,22 @@ def test_the_target_of_self_training_is_constant_but_for_jumps():
 # ---- The page --------------------------------------------------------------------------------------------------------
 
 
+def named_for_propositions():
+    """(name, number of the proposition) of each."""
+    files = sorted((ROOT / "tests").glob("test_theory*.py"))
+    return [found for file in files for found in re.findall(r"^def (test_p(\d+)_\w+)", file.read_text(), re.MULTILINE)]
+
+
+def test_every_proposition_has_a_test_and_every_test_that_is_named_is_there():
+    stated, tested = set(re.findall(r"\*\*P(\d+)\b", THEORY)), {number for _, number in named_for_propositions()}
+    assert stated == tested == {str(number) for number in range(1, 27)}
+    tests = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", THEORY):
+        assert f"def {name}(" in tests, name
+
+
 def test_each_proposition_names_all_its_tests_beside_it():
-    tests = re.findall(r"^def (test_p(\d+)_\w+)", (ROOT / "tests" / "test_theory.py").read_text(), re.MULTILINE)
+    tests = named_for_propositions()
     for section in re.split(r"\n(?=\*\*P\d+\b)", THEORY)[1:]:
         number = re.match(r"\*\*P(\d+)\b", section).group(1)
         beside = section.partition("\n## ")[0]
