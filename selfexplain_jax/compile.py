@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from typing import Any
 
@@ -14,21 +13,15 @@ import numpy as np
 from clu import parameter_overview
 
 from selfexplain_jax import topology as topology_lib
-from selfexplain_jax.costs import memory_of
+from selfexplain_jax.costs import contractions, memory_of
 from selfexplain_jax.folders import open_folder, write_whole
 from selfexplain_jax.models.backend import written_for
+from selfexplain_jax.program_text import collectives_in
 from selfexplain_jax.provenance import provenance
 from selfexplain_jax.training import mesh as mesh_lib
 from selfexplain_jax.training.experiment import Experiment, build, make_step, state_creation
 from selfexplain_jax.training.state import TrainState
 from selfexplain_jax.types import Batch
-
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-_COLLECTIVE = re.compile(rf"= (.*?)[\s)}}\]]({'|'.join(COLLECTIVES)})(-done)?\((.*)")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[(.*?)\] ?\{(.*?)\})")
-_BITS = {"pred": 8, "token": 0}
 
 
 def abstract_batch(config: ml_collections.ConfigDict, num_classes: int, mesh: jax.sharding.Mesh) -> Batch:
@@ -58,50 +51,6 @@ def abstract_frozen(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple:
     return (jax.tree.map(lambda leaf: mesh_lib.placed(leaf, sharding), experiment.classifier.shapes),)
 
 
-def collectives_in(hlo: str) -> dict[str, dict[str, int]]:
-    """Returns {operation: {"count", "bytes"}} of the collectives in a compiled program's text; others are left out.
-
-    Bytes are those of the whole arrays that one device sends or gets in a step: the result of each operation, of a
-    reduce-scatter what goes in. An asynchronous pair (all-reduce-start, all-reduce-done) counts as one. The body of a
-    loop counts once.
-    """
-    found: dict[str, dict[str, int]] = {}
-    for line in hlo.splitlines():
-        match = _COLLECTIVE.search(line)
-        if match is None:
-            continue
-        shape, name, _, rest = match.groups()
-        entry = found.setdefault(name, {"count": 0, "bytes": 0})
-        entry["count"] += 1
-        entry["bytes"] += _bytes_of(shape) * (_group_size(rest) if name == "reduce-scatter" else 1)
-    return {name: found[name] for name in COLLECTIVES if name in found}
-
-
-def _bytes_of(shape: str) -> int:
-    """Bytes of an HLO shape as text, "f32[8,4]{1,0}" or a tuple of such."""
-    total = 0
-    for kind, sizes in _ARRAY.findall(shape):
-        bits = _BITS[kind] if kind in _BITS else int(re.search(r"\d+", kind).group())
-        total += bits * math.prod(int(size) for size in sizes.split(",") if size)
-    return total // 8
-
-
-def _group_size(attributes: str) -> int:
-    """How many devices take part, by an instruction's replica_groups.
-
-    They are written [groups,size]<=[...], {{0,1,...},...} or mesh['a'=4,'b'=2] {'b'}.
-    """
-    match = _GROUPS.search(attributes)
-    if match is None:
-        return 1
-    size, listed, axes, named = match.groups()
-    if size:
-        return int(size)
-    if listed:
-        return listed.count(",") + 1
-    return math.prod(int(length) for axis, length in re.findall(r"('\w+')=(\d+)", axes) if axis in named)
-
-
 def size_of(tree: Any) -> tuple[int, int]:
     """Returns the number of elements and of bytes in a tree of arrays or of their shapes."""
     leaves = jax.tree.leaves(tree)
@@ -127,9 +76,10 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None, 
     Returns:
       {"device", "devices", "topology", "batch_size", "parameters", "parameter_bytes", "state_bytes",
       "parameter_bytes_per_device", "state_bytes_per_device", "memory_bytes": {"arguments", "outputs", "shared",
-      "temporary", "program", "total", "peak"}, "flops", "bytes_accessed", "collectives": {operation: {"count",
-      "bytes"}} (see `collectives_in`), "trace_seconds", "compile_seconds"} and `provenance.provenance`; what the
-      backend does not tell is None or left out.
+      "temporary", "program", "total", "peak"}, "contraction_flops" (a device's share of `costs.contractions`), "flops"
+      and "bytes_accessed" (by the compiler, which counts the body of a loop once, as where many classes come in
+      chunks), "collectives": {operation: {"count", "bytes"}} (see `program_text.collectives_in`), "trace_seconds",
+      "compile_seconds"} and `provenance.provenance`; what the backend does not tell is None or left out.
 
     Raises:
       UserError: a bad config, a batch that does not divide over the devices, or a topology that is unknown or cannot be
@@ -142,7 +92,9 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None, 
     batch = abstract_batch(config, experiment.dataset.info.num_classes, mesh)
     started = time.monotonic()
     with written_for(devices[0].platform):
-        lowered = make_step(experiment, mesh).lower(state, batch, *abstract_frozen(experiment, mesh))
+        step, arguments = make_step(experiment, mesh), (state, batch, *abstract_frozen(experiment, mesh))
+        lowered = step.lower(*arguments)
+        counted = contractions(step, *arguments) / mesh.devices.size
     traced = time.monotonic()
     compiled = lowered.compile()
     finished = time.monotonic()
@@ -159,6 +111,7 @@ def compile_step(config: ml_collections.ConfigDict, workdir: str | None = None, 
         "parameter_bytes_per_device": bytes_per_device(state.params),
         "state_bytes_per_device": bytes_per_device(state),
         "memory_bytes": memory_of(compiled),
+        "contraction_flops": counted,
         "flops": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
         "collectives": collectives_in(compiled.as_text()),
@@ -184,8 +137,9 @@ def summary(result: dict) -> str:
     ]
     for name, value in (result["memory_bytes"] or {}).items():
         lines.append(f"  {name:<12} {'':>14}   {_megabytes(value)}")
+    lines.append(f"  operations   {result['contraction_flops'] / 1e9:>14,.3f}   GFLOP of products and convolutions")
     if result["flops"] is not None:
-        lines.append(f"  operations   {result['flops'] / 1e9:>14,.3f}   GFLOP as the compiler counts them")
+        lines.append(f"  {'':<12} {result['flops'] / 1e9:>14,.3f}   GFLOP of all, as the compiler counts: loops once")
     for name, entry in result["collectives"].items():
         lines.append(f"  {name:<18} {entry['count']:>8,}   {_megabytes(entry['bytes'])}")
     return "\n".join(lines if result["collectives"] else [*lines, "  collectives  none"])

@@ -127,7 +127,7 @@ def class_mask_row(
 
 
 def draw_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows from `picture_row` or `class_mask_row` as one picture."""
+    """Writes rows from `picture_row` or `class_mask_row` as one picture, and as a PDF beside it."""
     columns = {column: [row["pictures"][column] for row in rows] for column in rows[0]["pictures"]}
     titles = {column: [row["titles"][column] for row in rows] for column in rows[0]["titles"]}
-    save_grid(path, columns, [row["title"] for row in rows], titles)
+    save_grid(path, columns, [row["title"] for row in rows], titles, also=(".pdf",))

@@ -30,7 +30,7 @@ ROOMS = [
     ("evaluate", "explain", "maps", "report"),
     ("open_models", "sanity_checks", "map_numbers"),
     ("compare",),
-    ("costs", "topology"),
+    ("costs", "program_text", "topology"),
     ("compile", "benchmark_peers", "benchmark_step"),
     ("benchmark_attribution",),
     ("benchmark_curves",),

@@ -45,7 +45,7 @@ def test_step_is_compiled_and_described(tmp_path, capsys, monkeypatch):
     assert result["collectives"]["all-reduce"]["bytes"] >= result["parameter_bytes"]
     assert result["parameter_bytes_per_device"] == result["parameter_bytes"]
     assert result["state_bytes_per_device"] == result["state_bytes"] and result["topology"] == ""
-    assert result["flops"] > 2 * result["parameters"]
+    assert result["flops"] > result["contraction_flops"] > 2 * result["parameters"]
     told = capsys.readouterr().out
     assert "stem/kernel" in told and f"{result['parameters']:,}" in told and "all-reduce" in told
 
@@ -55,25 +55,6 @@ def test_batch_that_does_not_divide_is_refused_before_compiling():
     config.train.batch_size = 3
     with pytest.raises(UserError, match="does not divide over 2 devices"):
         compile_check.compile_step(config)
-
-
-def test_collectives_are_counted_with_their_bytes():
-    hlo = """
-      %all-reduce.1 = (f32[8]{0}, /*index=1*/bf16[2,3]{1,0}) all-reduce(%p.1, %q), replica_groups={{0,1}}, to_apply=%add
-      %all-reduce-start.2 = f32[8]{0} all-reduce-start(%p.2), channel_id=2
-      %all-reduce-done.2 = f32[8]{0} all-reduce-done(%all-reduce-start.2)
-      %all-gather-start = (f32[8]{0}, f32[16]{0}) all-gather-start(%p.1), dimensions={0}
-      ROOT %all-gather-done = f32[16]{0:T(128)} all-gather-done(%all-gather-start)
-      %r = f32[8,2]{1,0:T(8,128)} reduce-scatter(%p.3), replica_groups=[2,4]<=[8], dimensions={0}
-      %s = pred[8]{0} reduce-scatter(%p.3), replica_groups={{0,1},{2,3}}, dimensions={0}
-      %t = s32[4]{0} reduce-scatter(%p.3), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, dimensions={0}
-      %add.3 = f32[8]{0} add(%all-reduce.1, %all-gather-done)
-    """
-    assert compile_check.collectives_in(hlo) == {
-        "all-reduce": {"count": 2, "bytes": 4 * 8 + 2 * 6 + 4 * 8},
-        "all-gather": {"count": 1, "bytes": 4 * 16},
-        "reduce-scatter": {"count": 3, "bytes": 4 * 4 * 16 + 2 * 8 + 2 * 4 * 4},
-    }
 
 
 def test_devices_send_each_other_sums_alone():

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import subprocess
 import textwrap
 
 import jax
@@ -35,9 +36,22 @@ def test_every_rung_says_what_was_measured_and_what_is_expected():
     assert len(rungs) >= 6
     for where, command, time, number in rungs:
         assert "launch/" in command
+        if command.endswith("`") and " bash launch/" in f" {command}":
+            check_dry_run(command.strip("`"))
         for cell in (time, number):
             assert re.match("(measured|expected): ", cell), (where, cell)
             assert re.search(r"\d|day|that of Slurm", cell), f"{where}: no figure in {cell}"
+
+
+def check_dry_run(command):
+    """Runs a command of the README with --dry-run, which asks for all that its script needs, and what it would run."""
+    script, arguments = re.match(r"(.*bash launch/\w+\.sh)(.*)", command).groups()
+    done = subprocess.run(
+        ["bash", "-c", f"{script} --dry-run {arguments}"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "selfexplain_jax" in done.stdout, (command, done.stderr)
+    # Machines elsewhere have no $TFDS_DATA_DIR of this one.
+    assert "synthetic" in done.stdout or "--config.data.data_dir=" in done.stdout, command
 
 
 @pytest.fixture
@@ -146,7 +160,8 @@ def test_weights_of_another_library_are_explained():
 def test_a_pure_function_is_the_frozen_classifier_of_an_explainer(tmp_path, monkeypatch):
     (block,) = blocks("Explain a classifier that is there")
     asked, small = [], tiny("explainer")
-    small.train.steps = 2
+    # As that config has it: the block must turn it off.
+    small.train.steps, small.explainer.start_from_classifier = 2, True
     monkeypatch.setattr(config, "load_config", lambda spec: asked.append(spec) or small)
     monkeypatch.chdir(tmp_path)
     predictor = eight_classes()

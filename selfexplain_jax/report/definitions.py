@@ -39,6 +39,9 @@ DEFINITIONS = {
     "pointing_game": "How often the map's maximum lies on the object, or within 15 px of it at 224 px.",
     "pointing_game_strict": "How often the map's maximum lies on the object.",
     "energy_pointing_game": "Share of the map's sum that lies on the object.",
+    "max_box_accuracy": "MaxBoxAccV2: share of maps whose best box overlaps one of the object's by .3, .5 and .7, each "
+    "at its best threshold, then the mean.",
+    "box_accuracy": "Share of maps with a box that overlaps one of the object's by .5 at least, at the best threshold.",
     "pixel_average_precision": "Average precision of the pixels over the whole data set (PxAP).",
     "deletion": "Area under the class's probability while its most salient pixels are removed first.",
     "insertion": "Area under the class's probability while its most salient pixels appear first.",

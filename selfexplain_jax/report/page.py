@@ -20,7 +20,7 @@ from selfexplain_jax.folders import in_bucket, open_folder, write_whole
 from selfexplain_jax.report import curves, failures, findings, gallery, tables
 from selfexplain_jax.report.definitions import definition
 from selfexplain_jax.report.latex import comparison_latex, table_latex
-from selfexplain_jax.report.runs import Run, read_run
+from selfexplain_jax.report.runs import Run, read_run, with_labels
 from selfexplain_jax.report.spread import comparisons_as_one, run_as_comparison
 from selfexplain_jax.types import UserError
 
@@ -51,8 +51,9 @@ def write_report(workdir: str | os.PathLike, others: Sequence[str | os.PathLike]
     Raises:
       UserError: a folder without results, a damaged file, comparisons of different data.
     """
-    run, *more = [read_run(folder) for folder in (workdir, *others)]
-    every = [run, *more]
+    read = [read_run(folder) for folder in (workdir, *others)]
+    named = with_labels([*read, *_models_of(read[0])])
+    every, models, run = named[: len(read)], named[len(read) :], named[0]
     compared = [other.comparison for other in every if other.comparison is not None]
     if compared and len(compared) < len(every) and any(other.results is None for other in every):
         raise UserError("A comparison and a run that was only trained have no table in common: report them one by one.")
@@ -61,7 +62,6 @@ def write_report(workdir: str | os.PathLike, others: Sequence[str | os.PathLike]
         shown["results"] = run_as_comparison(every)
     if compared:
         shown["comparison"] = comparisons_as_one(compared)
-    models = _models_of(run)
     lines = {other.name: other.curves for other in [*every, *models] if other.curves}
     written = [run.folder / "report.html"]
     write_whole(written[0], render(run, every, models, shown, lines).encode())

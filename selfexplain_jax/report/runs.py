@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from selfexplain_jax import examples
@@ -24,6 +25,7 @@ class Run:
     curves: {name: [(step, value)]} of metrics.jsonl.
     pictures: (step, file) of the masks that were drawn while training.
     kept: rows and pictures of single images, see `examples.py`.
+    label: what the page calls it where its folder's name is another run's too, see `with_labels`.
     """
 
     folder: pathlib.Path
@@ -32,10 +34,22 @@ class Run:
     curves: dict[str, list[tuple[int, float]]]
     pictures: list[tuple[int, pathlib.Path]]
     kept: examples.Examples | None
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return self.label or self.folder.resolve().name
+
+
+def with_labels(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs with a name for each: folders of one name in two places get marks behind it, run, run', ..."""
+    made: dict[str, Run] = {}
+    for run in runs:
+        label = run.name
+        while label in made:
+            label += "'"
+        made[label] = dataclasses.replace(run, label=label)
+    return list(made.values())
 
 
 def read_run(folder: str | os.PathLike) -> Run:
