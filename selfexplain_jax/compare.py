@@ -27,7 +27,7 @@ from selfexplain_jax.data.balance import labels_of
 from selfexplain_jax.folders import in_bucket
 from selfexplain_jax.map_numbers import CONTROLS, EVERY_CLASS, choose_metrics, take_metrics, warnings_of_truth
 from selfexplain_jax.metrics import parts, segmentation, view
-from selfexplain_jax.metrics.explained import min_max
+from selfexplain_jax.metrics.explained import SCALINGS, min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS
 from selfexplain_jax.open_models import asked_models, model_settings, open_model
 from selfexplain_jax.pictures import overlay, save_grid
@@ -184,6 +184,10 @@ def make_columns(
             raise UserError(f"config.comparison.methods.{label}: data set {info.name!r} has no annotated masks.")
         method = None if name == ANNOTATION else build_method(name, **options.get("options", {}))
         scaling = options.get("scaling", "as_is" if name in OWN_MASKS else "min_max")
+        if scaling not in SCALINGS:
+            raise UserError(
+                f"config.comparison.methods.{label}.scaling = {scaling!r} is unknown; there are {', '.join(SCALINGS)}."
+            )
         predictor, origin = models[model]
         identity = {"method": name, "model": origin, "options": dict(options.get("options", {})), "scaling": scaling}
         if name == "centre":

@@ -33,7 +33,7 @@ from selfexplain_jax.metrics import (
 from selfexplain_jax.models import masking
 from selfexplain_jax.provenance import provenance
 from selfexplain_jax.training import mesh
-from selfexplain_jax.types import Batch, Dataset, DatasetInfo, Predictor, SumCount, UserError
+from selfexplain_jax.types import Dataset, DatasetInfo, Predictor, SumCount, UserError
 
 
 def evaluate(
@@ -204,15 +204,18 @@ def _parts(seen: view.View) -> dict[str, SumCount]:
     shown = {f"object_accuracy_{infill}": f"object_{infill}" for infill in masking.INFILLS}
     if "ground_truth" in predictions:
         shown["object_accuracy_ground_truth"] = "ground_truth"
-    sums = {name: classification.accuracy_sums(predictions[part].decided, label, valid) for name, part in shown.items()}
-    return sums | _sums_of_parts(seen.target, predictions["object"], predictions["background"], seen.batch)
+    asked = {name: seen.annotated if part == "ground_truth" else valid for name, part in shown.items()}
+    sums = {
+        name: classification.accuracy_sums(predictions[part].decided, label, asked[name])
+        for name, part in shown.items()
+    }
+    return sums | _sums_of_parts(seen.target, predictions["object"], predictions["background"], label, valid)
 
 
 def _sums_of_parts(
-    mask: np.ndarray, on_object: view.Prediction, on_background: view.Prediction, batch: Batch
+    mask: np.ndarray, on_object: view.Prediction, on_background: view.Prediction, label: np.ndarray, valid: np.ndarray
 ) -> dict[str, SumCount]:
     """What is counted of x|m and x|1-m, for the model's mask and for every control."""
-    label, valid = batch["label"], batch["valid"]
     return {
         "object_accuracy": classification.accuracy_sums(on_object.decided, label, valid),
         "background_accuracy": classification.accuracy_sums(on_background.decided, label, valid),
@@ -223,13 +226,15 @@ def _swaps(
     predictor: Predictor, seen: view.View, config: ml_collections.ConfigDict, info: DatasetInfo, step: int
 ) -> dict[str, SumCount]:
     batch, infill = seen.batch, config.evaluation.infill
-    partner, exists = (np.asarray(array) for array in swapped_masks.swap_partners(batch["label"], batch["valid"]))
+    # Masks and true masks of the same images, so that the gap is between these.
+    asked = seen.annotated if info.has_masks else batch["valid"]
+    partner, exists = (np.asarray(array) for array in swapped_masks.swap_partners(batch["label"], asked))
     masks = {"": seen.target} | ({"_ground_truth": seen.truth} if info.has_masks else {})
     sums = {}
     for suffix, mask in masks.items():
         pasted = parts.shown(batch["image"][partner], mask, mask[partner], infill, config.seed, step)
         prediction = view.predict(predictor, np.asarray(pasted), batch, info, f"images under swapped masks{suffix}")
-        sums |= swapped_masks.swap_sums(prediction.decided, batch["label"], partner, exists, batch["valid"], suffix)
+        sums |= swapped_masks.swap_sums(prediction.decided, batch["label"], partner, exists, asked, suffix)
     return sums
 
 
@@ -269,7 +274,8 @@ def _control_parts(
         known = seen.predictions["ground_truth"] if name == "ground_truth" else None
         on_object = known or answer(mask, mask, f"objects by {name}")
         on_background = on_object if name == "all_half" else answer(1 - mask, mask, f"backgrounds by {name}")
-        control = _sums_of_parts(mask, on_object, on_background, seen.batch)
+        asked = seen.annotated if name == "ground_truth" else seen.batch["valid"]
+        control = _sums_of_parts(mask, on_object, on_background, seen.batch["label"], asked)
         sums |= {f"controls/{name}/{metric}": pair for metric, pair in control.items()}
     return sums
 
@@ -280,6 +286,7 @@ def _audit(classifiers: audit.AuditClassifiers, seen: view.View, info: DatasetIn
         seen.batch["label"],
         seen.batch["valid"],
         info.multilabel,
+        annotated=seen.annotated if info.has_masks else None,
         images=seen.batch["image"],
         object_images=seen.shown["object"],
         mask=seen.target,

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -95,6 +95,13 @@ def take_metrics(
     return {name: failed.get(name) or known[name] for name in metrics}
 
 
+def _truths(needs: Collection[str], truth: PhotoTruth) -> set[str]:
+    """What a metric holds maps against, as `counted_with_truth` calls it."""
+    if {"photo_sizes", "mask"} <= set(needs) and truth.photo_masks is not None:
+        return {"photo"}
+    return {"mask", "boxes"} & set(needs)
+
+
 def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, dict]:
     """Takes metrics of one method in one pass over its maps; each as `take_metrics` returns it."""
     total, noticed = {name: {} for name in metrics}, {}
@@ -112,7 +119,7 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
             break
         for name in [name for name in metrics if name not in failures]:
             kept = seen
-            for annotated in {"mask", "boxes"} & set(needs[name]):
+            for annotated in _truths(needs[name], truth):
                 # A crop can cut an object off, or nobody drew a box of it: its map has no truth to be held against.
                 kept = dataclasses.replace(kept, counted=counted_with_truth(kept, annotated))
             try:

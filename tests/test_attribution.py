@@ -131,6 +131,32 @@ def test_no_method_hides_a_nan(name):
     assert np.isfinite(maps[1]).all(), "the other image is none the worse"
 
 
+@pytest.mark.parametrize("name", attribution.METHODS)
+def test_no_method_hides_a_score_that_is_nan(name):
+    """As of a network whose last bias is NaN: its gradients, attention and features are all finite."""
+    unknown = jnp.array([[0.0, 0.0, jnp.nan]])
+
+    def head(features):
+        return fake_head(features) + unknown
+
+    def attention(images, offsets=None):
+        scores, seen = fake_attention(images, offsets)
+        return scores + unknown, seen
+
+    predictor = dataclasses.replace(
+        PREDICTOR,
+        scores=lambda images: head(fake_features(images)),
+        head=head,
+        layers={"middle": (fake_features, lambda features, images: head(features))},
+        attention=attention,
+    )
+    method = attribution.build_method(name, **SMALL.get(name, {}))
+    maps = np.asarray(method(predictor, IMAGES, CLASS_IDS, rng=jax.random.key(0)))
+    # These ask no score; a mask is what its network says, and that is told when it is evaluated.
+    blind = name in ("constant", "centre", "edges", "learned")
+    assert np.isnan(maps[0, 1]).any() != blind, "the class whose score it is"
+
+
 def test_learned_gives_the_mask_of_the_class_asked_for():
     masks = attribution.learned(PREDICTOR, IMAGES, CLASS_IDS)
     np.testing.assert_allclose(masks[0, 1], jax.nn.sigmoid(3 * IMAGES[0, :, :, 2]), rtol=1e-5)

@@ -275,6 +275,10 @@ def test_a_folder_belongs_to_one_comparison(tmp_path):
         ({"comparison.methods": {"grad_kam": {}}}, "grad_kam.method = 'grad_kam' is unknown; there are learned"),
         ({"comparison.methods": {"constant": {"model": "x"}}}, "constant.model = 'x' is none of colours"),
         ({"comparison.methods": {"constant": {"opt": {}}}}, "constant.opt is unknown"),
+        (
+            {"comparison.methods": {"constant": {"scaling": "max"}}},
+            "constant.scaling = 'max' is unknown; there are as_is",
+        ),
         ({"comparison.methods": {"a/b": {"method": "constant"}}}, "letters, digits"),
         ({"comparison.metrics": {"box_accuracy": {}}}, "'box_accuracy' needs boxes, which data set 'synthetic'"),
         ({"comparison.metrics": {"pointing_game_photo": {"regions": "mask"}}}, "needs photos at sizes of their own"),
@@ -407,7 +411,7 @@ def test_tables_by_hand():
         "- `d` failed on 3 images, first on image 4 of the split: no masks\n"
     )
     rows = list(csv.reader(io.StringIO(report.comparison_csv(RESULTS, ["iou"]))))
-    assert rows[0] == ["method", "model", "iou", "seconds_per_image", "failed", "failure"]
+    assert rows[0] == ["method", "model", "iou", "seconds_per_image", "failed", "failure", "images"]
     assert rows[1:3] == [["a", "m", "0.25", "2.0", "0", ""], ["b|c", "m", "0.5", "1.0", "0", ""]]
     assert rows[5][:5] == ["d", "n", "failed on 3", "failed on 3", "3"] and "no masks" in rows[5][5]
 

@@ -14,7 +14,7 @@ from selfexplain_jax import evaluate, examples, image_rows
 from selfexplain_jax.config import base_config
 from selfexplain_jax.metrics import audit
 from selfexplain_jax.pictures import overlay
-from selfexplain_jax.types import DatasetInfo, Predictor, UserError
+from selfexplain_jax.types import VOID, DatasetInfo, Predictor, UserError
 
 SIZE, CLASSES, CELL = 16, ("red", "green", "blue"), slice(5, 11)
 
@@ -22,8 +22,8 @@ SIZE, CLASSES, CELL = 16, ("red", "green", "blue"), slice(5, 11)
 class Source:
     """A grey image with one square in the middle, bright in the class's channel; multi-label: also a second one."""
 
-    def __init__(self, length, multilabel=False, unlabelled=()):
-        self.length, self.multilabel, self.unlabelled = length, multilabel, unlabelled
+    def __init__(self, length, multilabel=False, unlabelled=(), unannotated=()):
+        self.length, self.multilabel, self.unlabelled, self.unannotated = length, multilabel, unlabelled, unannotated
 
     def __len__(self):
         return self.length
@@ -36,12 +36,14 @@ class Source:
             image[place, place, class_id] = 255
             mask[place, place] = class_id + 1
             label[class_id] = index not in self.unlabelled
+        if index in self.unannotated:  # As VOC's images outside the segmentation lists: all void.
+            mask[:] = VOID
         return {"image": image, "label": label, "mask": mask, "id": str(index)}
 
 
-def make_dataset(length=7, multilabel=False, has_masks=True, unlabelled=()):
+def make_dataset(length=7, multilabel=False, has_masks=True, unlabelled=(), unannotated=()):
     info = DatasetInfo("squares", 3, CLASSES, multilabel=multilabel, image_size=SIZE, has_masks=has_masks)
-    return types.SimpleNamespace(info=info, source=lambda split: Source(length, multilabel, unlabelled))
+    return types.SimpleNamespace(info=info, source=lambda split: Source(length, multilabel, unlabelled, unannotated))
 
 
 def make_config(**evaluation):
@@ -52,6 +54,25 @@ def make_config(**evaluation):
     config.evaluation.audit = False
     config.evaluation.update(evaluation)
     return config
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_true_masks_are_asked_about_where_there_are_some(multilabel):
+    """Two of nine images have no annotation: their empty masks say nothing of true ones, nor of the others."""
+    found = [
+        evaluate.evaluate(make_predictor(), make_dataset(9, multilabel, unannotated=without), make_config())
+        for without in ((), (1, 6))
+    ]
+    for metrics, count in zip(found, (9, 7), strict=True):
+        assert metrics["object_accuracy_ground_truth"] == metrics["controls"]["ground_truth"]["object_accuracy"] == 1
+        for name in ("object_accuracy_ground_truth", "iou"):
+            assert metrics["counts"][name] == count, name
+        # Of several classes, one image's may all be among those of each that is left.
+        pairs = [metrics["counts"][f"swap_owner_rate{suffix}"] for suffix in ("", "_ground_truth")]
+        assert pairs[0] == pairs[1] and (pairs[0] == count or multilabel and 0 < pairs[0] < count)
+        assert metrics["counts"]["object_accuracy"] == metrics["counts"]["accuracy"] == 9
+        assert metrics["swap_owner_gap"] == 0
+    assert found[0]["object_accuracy"] == found[1]["object_accuracy"] == 1
 
 
 def exact_masks(images, class_ids):

@@ -159,6 +159,44 @@ def test_pointing_in_photos_aims_at_the_photos_own_masks():
         seen(maps, photo_masks=photo_masks[::-1])
 
 
+def test_an_object_that_the_square_has_lost_still_counts_in_its_photo():
+    """Nearest resizing drops objects of a pixel or two; the photo's own mask has them."""
+    maps = np.zeros((3, 2, SIZE, SIZE), np.float32)
+    maps[0, 0, 0, 0] = 1
+    lost = MASK.copy()
+    lost[0][lost[0] == 1] = 0
+    small = [np.zeros((24, 36), np.uint8), MASK[1], np.zeros((1, 1), np.uint8)]
+    small[0][0, 0] = 1
+    batch = BATCH | {"mask": lost}
+    options = {"scaling": "min_max", "photo_sizes": PHOTO_SIZES, "photo_masks": small}
+    whole = explained(PREDICTOR, batch, CLASS_IDS, maps, **options)
+    assert not counted_with_truth(whole, "mask")[0, 0] and counted_with_truth(whole, "photo")[0, 0]
+    sums = measure("pointing_game_photo", PREDICTOR, whole, regions="mask")
+    assert sums["pointing_game_photo"][1][0] == 2 and sums["pointing_game_photo"][0][0] >= 1
+    absent = dataclasses.replace(whole, photo_masks=(np.zeros((24, 36), np.uint8), *small[1:]))
+    with pytest.raises(UserError, match=r"no pixel of the class of 1 counted maps, first \(image, class\) \[\(17, 0"):
+        measure("pointing_game_photo", PREDICTOR, absent, regions="mask")
+
+
+def test_the_model_is_asked_about_maps_that_count_and_no_others():
+    asked = []
+
+    def scores(images):
+        jax.debug.callback(lambda images: asked.append(len(images)), images)
+        return PREDICTOR.scores(images)
+
+    one = np.array([[True, False], [False, False], [False, False]])
+    few, many = (
+        measure("average_drop", dataclasses.replace(PREDICTOR, scores=scores), seen(**counted), rng=None)
+        for counted in ({"counted": one}, {"counted": np.array([[True, True], [True, True], [False, False]])})
+    )
+    jax.effects_barrier()
+    assert few["average_drop"][1] == 1 and many["average_drop"][1] == 4
+    # Three maps go through at once: one call of them for one map, two for four.
+    first, rest = asked[: len(asked) // 3], asked[len(asked) // 3 :]
+    assert sum(rest) == 2 * sum(first) > 0
+
+
 def test_pointing_is_averaged_over_classes_and_counts_present_ones():
     maps = np.zeros((3, 2, SIZE, SIZE), np.float32)
     maps[0, 0, 3, 4] = maps[1, 0, 11, 11] = maps[1, 1, 8, 2] = 1
@@ -213,6 +251,13 @@ def test_options_are_handed_on_and_unknown_ones_refused():
     assert curve.shape == (3,)
     with pytest.raises(UserError, match="'road' has no option 'percents'; it has: percentages, chunk_size"):
         measure("road", PREDICTOR, seen(), percents=(10,))
+    for name, option, message in (
+        ("deletion_insertion", {"step_pixels": 0}, "step_pixels = 0 of a metric must be at least 1"),
+        ("average_drop", {"chunk_size": 0}, "chunk_size = 0 of a metric"),
+        ("road", {"percentages": (10, 100)}, r"less than 100 percent of the pixels; got \(10, 100\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            measure(name, PREDICTOR, seen(), rng=jax.random.key(0), **option)
     with pytest.raises(UserError, match="Unknown metric of saliency maps 'rod'; there are segmentation"):
         measure("rod", PREDICTOR, seen())
     with pytest.raises(UserError, match="Unknown metric"):
@@ -225,6 +270,7 @@ def test_scaling():
     # Division alone can leave the largest value at 1 - 6e-8.
     noise = np.random.default_rng(0).normal(size=(200, 5, 5)).astype(np.float32)
     assert (np.asarray(min_max(noise)).max(axis=(1, 2)) == 1).all()
+    assert np.isnan(min_max(maps.at[0, 0, 0].set(jnp.nan))[0]).any()
     unit = seen(np.clip(SALIENCY, 0, 1), scaling="as_is")
     np.testing.assert_array_equal(unit.masks[:2], np.clip(SALIENCY, 0, 1)[:2])
 

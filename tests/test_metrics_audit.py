@@ -138,6 +138,22 @@ def test_mask_only_classifiers_read_an_encoding_and_the_evaluator_reads_pixels(m
         assert accuracy[name] > 0.9, name
 
 
+def test_outlines_are_learnt_where_there_are_some(monkeypatch, caplog):
+    learnt, without = [], types.SimpleNamespace(info=INFO, source=lambda split: Source(16, 0))
+    monkeypatch.setattr(
+        audit, "fit", lambda model, batches, **options: learnt.append((options["text"], next(batches)[0]))
+    )
+    masks = np.zeros((16, 8, 8, 1), np.float16)
+    outlines = np.where(np.arange(16)[:, None, None, None] < 4, np.float16(1), masks)
+    monkeypatch.setattr(audit, "collect_masks", lambda *arguments: (masks, outlines, np.eye(2)[np.zeros(16, int)]))
+    audit.train_audit(None, without, squares_config(2))
+    shown = dict(learnt)
+    assert len(shown["audit: masks"]) == 16 and len(shown["audit: outlines"]) == 4 and shown["audit: outlines"].all()
+    monkeypatch.setattr(audit, "collect_masks", lambda *arguments: (masks, masks, np.eye(2)[np.zeros(16, int)]))
+    assert audit.train_audit(None, without, squares_config(2)).on_ground_truth is None
+    assert "None of 16 training images of 'squares' is annotated" in caplog.text
+
+
 def test_evaluator_learns_from_random_masks_and_image_labels_alone():
     config = squares_config(10)
     random = np.random.default_rng(0)

@@ -17,7 +17,8 @@ from report_runs import ATTACK, CLASSES, ROOT, write_comparison, write_run
 from selfexplain_jax import examples, report
 from selfexplain_jax.report import curves, findings, gallery, page, tables
 from selfexplain_jax.report.definitions import DEFINITIONS, definition
-from selfexplain_jax.report.runs import read_curves, read_run
+from selfexplain_jax.report.reproduce_comparisons import read_comparisons
+from selfexplain_jax.report.runs import read_curves, read_run, with_labels
 from selfexplain_jax.report.spread import comparisons_as_one, run_as_comparison
 from selfexplain_jax.types import UserError
 
@@ -37,6 +38,16 @@ def test_seeds_become_means_with_their_spread_and_other_configs_rows_of_their_ow
     read = list(csv.DictReader(io.StringIO(tables.comparison_csv(table, ["iou"]))))
     assert float(read[0]["iou"]) == pytest.approx(0.6) and float(read[0]["iou_deviation"]) == pytest.approx(0.1)
     assert read[1]["iou_deviation"] == ""
+
+
+def test_runs_of_one_name_keep_their_curves_and_audits_apart(tmp_path):
+    for number, iou in enumerate((0.5, 0.9)):
+        write_run(tmp_path / str(number) / "run", seed=number, iou=iou, pictures=0, steps=9 + number)
+    report.write_report(tmp_path / "0" / "run", [tmp_path / "1" / "run"])
+    html = (tmp_path / "0" / "run" / "report.html").read_text()
+    labels = [run.name for run in with_labels([read_run(tmp_path / str(number) / "run") for number in (0, 1, 1)])]
+    assert labels == ["run", "run'", "run''"] and "run&#39;" in html
+    assert "| run' |" in (tmp_path / "0" / "run" / "results.md").read_text()
 
 
 def test_comparisons_become_one_or_are_refused(tmp_path):
@@ -77,6 +88,9 @@ def test_every_definition_stands_in_the_documentation_too():
     assert not missing
     assert ".25" in definition("iou_25") and "mean colour" in definition("object_accuracy_zero")
     assert definition("swap_owner_rate_ground_truth").startswith(DEFINITIONS["swap_owner_rate"])
+    comparisons = read_comparisons().values()
+    measured = {name for comparison in comparisons for numbers in comparison.methods.values() for name in numbers}
+    assert len(measured) > 30 and not [name for name in measured if not definition(name)]
     assert definition("nonsense") == definition("iou_of_nothing") == ""
 
 

@@ -62,11 +62,11 @@ def test_csv_has_bare_numbers_and_the_reasons():
     why = "failed on 3 images, first on image 4 of the split: no | masks"
     broken = "faithful has no number: RuntimeError: memory; road has no number: UserError: none; not finite: iou, f1"
     assert list(csv.reader(io.StringIO(report.comparison_csv(RESULTS, NUMBERS)))) == [
-        ["method", "model", "iou", "deletion", "road", "seconds_per_image", "failed", "failure"],
-        ["whole", "m", "0.5", "0.25", "", "2.0", "0", ""],
-        ["some", "m", "0.75", "0.5", "", "1.0", "3", why],
-        ["bad", "m", "not finite", "failed", "failed", "4.0", "0", broken],
-        ["none", "m", "failed on 3", "failed on 3", "failed on 3", "failed on 3", "3", why],
+        ["method", "model", "iou", "deletion", "road", "seconds_per_image", "failed", "failure", "images"],
+        ["whole", "m", "0.5", "0.25", "", "2.0", "0", "", "7"],
+        ["some", "m", "0.75", "0.5", "", "1.0", "3", why, "7"],
+        ["bad", "m", "not finite", "failed", "failed", "4.0", "0", broken, "7"],
+        ["none", "m", "failed on 3", "failed on 3", "failed on 3", "failed on 3", "3", why, "7"],
     ]
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from selfexplain_jax.attribution.cam import resize_to_image
-from selfexplain_jax.attribution.inputs import check_inputs, traceable
+from selfexplain_jax.attribution.inputs import check_inputs, nan_where_scores_are, traceable
 from selfexplain_jax.types import Predictor, UserError
 
 
@@ -109,11 +109,11 @@ def _check_attention(attention: jax.Array, images: jax.Array) -> None:
 
 @functools.partial(jax.jit, static_argnames="size")
 def _rollout(function: Callable, images, class_ids, *, size):
-    _, attention = function(images, None)
+    scores, attention = function(images, None)
     _check_attention(attention, images)
     mixed = (attention.astype(jnp.float32).mean(axis=2) + jnp.eye(attention.shape[-1])[None, None]) / 2  # [L, B, N, N]
     maps = patches_to_map(class_token_row(mixed)[:, None], size)  # [B, 1, H, W]
-    return jnp.broadcast_to(maps, (*class_ids.shape, size, size))
+    return nan_where_scores_are(jnp.broadcast_to(maps, (*class_ids.shape, size, size)), scores, class_ids)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -129,4 +129,5 @@ def _relevance(function: Callable, images, class_ids, *, size):
         steps = jnp.maximum(gradients * attention, 0.0).astype(jnp.float32).mean(axis=2)  # [L, B, N, N]
         return class_token_row(steps + jnp.eye(steps.shape[-1])[None, None])  # [B, N]
 
-    return patches_to_map(jnp.moveaxis(jax.vmap(of_class)(one_hot), 0, 1), size)
+    maps = patches_to_map(jnp.moveaxis(jax.vmap(of_class)(one_hot), 0, 1), size)
+    return nan_where_scores_are(maps, scores, class_ids)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from selfexplain_jax.attribution.chunks import in_chunks
-from selfexplain_jax.attribution.inputs import check_inputs, traceable
+from selfexplain_jax.attribution.inputs import check_inputs, nan_where_scores_are, traceable
 from selfexplain_jax.attribution.smooth_masks import MaskShape, generate_masks, inner
 from selfexplain_jax.types import Predictor, UserError
 
@@ -280,7 +280,9 @@ def _search_all(scores, images, class_ids, *, areas, variant, steps, shape, leve
         )
 
     masks = in_chunks(of_chunk, len(image), chunk_size)  # [B k areas, H, W]
-    return masks.reshape(*all_shape, *masks.shape[1:])
+    # The search goes by gradients, which may be finite where a score is not.
+    masks = masks.reshape(*class_ids.shape, len(areas), *masks.shape[1:])  # [B, k, areas, H, W]
+    return nan_where_scores_are(masks, scores(images), class_ids)
 
 
 def _check(areas, variant, steps, grid_step, sigma, levels, max_blur, chunk_size) -> None:

@@ -94,6 +94,19 @@ def check_range(predictor: Predictor, images: jax.Array) -> None:
         )
 
 
+def nan_where_scores_are(maps: jax.Array, scores: jax.Array, class_ids: jax.Array) -> jax.Array:
+    """The maps [B, k, ...], NaN where the class's score is no finite number: of methods whose maps would hide that.
+
+    Args:
+      maps: by gradients or attention alone, which may be finite all the same.
+      scores: [B, C] of the images.
+      class_ids: int32 [B, k].
+    """
+    asked = jnp.take_along_axis(scores, class_ids, axis=1)  # [B, k]
+    fine = jnp.isfinite(asked).reshape(*asked.shape, *[1] * (maps.ndim - 2))
+    return jnp.where(fine, maps, jnp.nan)
+
+
 def traceable(function: Callable) -> jax.tree_util.Partial:
     """The function as a pytree, which a jitted function takes as an ordinary argument.
 

@@ -63,7 +63,8 @@ def score_cam(
 def scaled(maps: jax.Array) -> jax.Array:
     """Maps [..., H, W] scaled to 0..1 by their own minimum and maximum (equation 5); 0 where they are flat."""
     low, high = maps.min(axis=(-2, -1), keepdims=True), maps.max(axis=(-2, -1), keepdims=True)
-    return jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1.0), 0.0)
+    # Not `high > low`, which a NaN is not: it would become 0.
+    return jnp.where(high <= low, 0.0, (maps - low) / jnp.where(high <= low, 1.0, high - low))
 
 
 def group_alike(points: jax.Array, clusters: int) -> jax.Array:

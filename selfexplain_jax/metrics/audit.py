@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from absl import logging
 
 from selfexplain_jax import progress
 from selfexplain_jax.data.pipeline import train_iterator
@@ -229,13 +230,20 @@ def train_audit(
     wanted = min(MASK_EXAMPLES, len(dataset.source(config.data.train_split)))
     batches = training_batches(dataset, config, MASK_BATCH_SIZE)
     masks, silhouettes, labels = collect_masks(target_mask, batches, info, wanted)
+    drawn = silhouettes.any(axis=(1, 2, 3)) if info.has_masks else None
 
     mask_model, image_model = mask_classifier(info), image_classifier(info)
     train = functools.partial(fit, multilabel=info.multilabel, seed=config.seed)
     train_on = functools.partial(train, mask_model, steps=math.ceil(MASK_STEP_SHARE * steps))
     on_masks = train_on(shuffled_batches(masks, labels, config.seed), text="audit: masks")
-    outlines = shuffled_batches(silhouettes, labels, config.seed)
-    on_ground_truth = train_on(outlines, text="audit: outlines") if info.has_masks else None
+    on_ground_truth = None
+    if info.has_masks and drawn.any():
+        outlines = shuffled_batches(silhouettes[drawn], labels[drawn], config.seed)
+        on_ground_truth = train_on(outlines, text="audit: outlines")
+    elif info.has_masks:
+        logging.warning(
+            "None of %d training images of %r is annotated: no accuracy of their outlines.", wanted, info.name
+        )
 
     examples = masked_examples(training_batches(dataset, config, IMAGE_BATCH_SIZE), config)
     evaluator = train(image_model, examples, steps=steps, text="audit: evaluator")
@@ -304,6 +312,7 @@ def audit_sums(
     mask: jax.Array,
     truth: jax.Array | None,
     truth_images: jax.Array | None,
+    annotated: jax.Array | None = None,
 ) -> dict[str, SumCount]:
     """Returns the accuracy of each classifier: {"mask_only_accuracy": (sum, count), ...}.
 
@@ -317,22 +326,24 @@ def audit_sums(
       mask: [B, H, W], the target mask.
       truth: [B, H, W], its ground truth, or None.
       truth_images: images seen through the ground truth, or None.
+      annotated: [B], the images that have a ground truth; None: all that are valid. Masks alone are asked about on
+        these, like true masks; the evaluator on all.
     """
+    annotated = valid if annotated is None else annotated
     seen = {
         "mask_only_accuracy": (classifiers.mask_model, classifiers.on_masks, shrink(mask)),
         "evaluator_accuracy": (classifiers.image_model, classifiers.evaluator, object_images),
         "evaluator_accuracy_full_image": (classifiers.image_model, classifiers.evaluator, images),
     }
     if truth is not None:
-        seen["mask_only_accuracy_ground_truth"] = (
-            classifiers.mask_model,
-            classifiers.on_ground_truth,
-            shrink(truth),
-        )
+        if classifiers.on_ground_truth is not None:
+            outlines = (classifiers.mask_model, classifiers.on_ground_truth, shrink(truth))
+            seen["mask_only_accuracy_ground_truth"] = outlines
         seen["evaluator_accuracy_ground_truth"] = (classifiers.image_model, classifiers.evaluator, truth_images)
     sums = {}
     for name, (model, variables, inputs) in seen.items():
         scores = classify(model, variables, inputs)
         decided = classification.decisions(scores, jax.nn.sigmoid(scores), multilabel)
-        sums[name] = classification.accuracy_sums(decided, label, valid)
+        with_truth = "mask_only" in name or name.endswith("ground_truth")
+        sums[name] = classification.accuracy_sums(decided, label, annotated if with_truth else valid)
     return sums

@@ -6,7 +6,7 @@ Made by `explained`, which checks everything once and says what is wrong; the me
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -226,11 +226,35 @@ def counted_classes(seen: Explained) -> tuple[np.ndarray, np.ndarray]:
     return wanted, seen.counted.any(axis=1)
 
 
+def ask_counted(seen: Explained, maps: np.ndarray, ask: Callable[..., dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+    """What `ask` says of the maps that count, B maps at a time and so in one shape; 0 of the others, [B, k, ...] each.
+
+    Args:
+      seen: a batch.
+      maps: [B, k, H, W].
+      ask: images [B, H, W, 3], class_ids [B, 1], maps [B, 1, H, W] -> values [B, 1, ...].
+    """
+    batch, found = len(seen.images), {}
+    rows, places = np.nonzero(seen.counted)
+    if not len(rows):  # The names and shapes are wanted all the same.
+        rows = places = np.zeros(1, int)
+    for start in range(0, len(rows), batch):
+        # The last ones are filled up with pairs that are done.
+        pairs = np.arange(start, start + batch) % len(rows)
+        row, place = rows[pairs], places[pairs]
+        values = ask(seen.images[row], seen.class_ids[row, place][:, None], maps[row, place][:, None])
+        for name, value in values.items():
+            value = np.asarray(value)[:, 0]
+            found.setdefault(name, np.zeros((*seen.counted.shape, *value.shape[1:]), np.float32))[row, place] = value
+    return found
+
+
 @jax.jit
 def min_max(maps: jax.Array) -> jax.Array:
-    """Returns (s - min s) / (max s - min s) of each map [..., H, W], in [0, 1]; 0 for a map that is flat."""
+    """Returns (s - min s) / (max s - min s) of each map [..., H, W], in [0, 1]; 0 where it is flat, NaN of a NaN."""
     low, high = maps.min(axis=(-2, -1), keepdims=True), maps.max(axis=(-2, -1), keepdims=True)
-    scaled = jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
+    # Not `high > low`, which a NaN is not: it would become 0.
+    scaled = jnp.where(high <= low, 0, (maps - low) / jnp.where(high <= low, 1, high - low))
     # XLA's division may miss 1 by a rounding, and thresholds look at the largest value.
     return jnp.where((maps == high) & (high > low), 1, scaled)
 
@@ -262,10 +286,14 @@ def counted_with_truth(seen: Explained, truth: str) -> np.ndarray:
 
     Args:
       seen: from `explained`.
-      truth: "mask" or "boxes".
+      truth: "mask", "boxes" or "photo": the masks at the photos' own sizes, in which the square's may lack a small
+        object.
     """
     if truth == "boxes":
         return seen.counted & (seen.boxes.class_ids[:, None, :] == seen.class_ids[:, :, None]).any(axis=2)
+    if truth == "photo":
+        there = [np.isin(ids + 1, mask) for ids, mask in zip(seen.class_ids, seen.photo_masks, strict=True)]
+        return seen.counted & np.stack(there)
     return seen.counted & np.asarray(segmentation.class_truth(seen.mask, seen.class_ids)).any(axis=(2, 3))
 
 
@@ -274,18 +302,18 @@ def check_truth(seen: Explained, truth: str, metric: str) -> None:
 
     Args:
       seen: from `explained`.
-      truth: "mask" or "boxes".
+      truth: as of `counted_with_truth`.
       metric: named in the message.
 
     Raises:
       UserError: the batch has no masks (boxes), or a counted map's class has no pixel (no box) in its image.
     """
-    if (seen.mask if truth == "mask" else seen.boxes) is None:
-        what = "masks" if truth == "mask" else "boxes"
+    if {"mask": seen.mask, "boxes": seen.boxes, "photo": seen.photo_masks}[truth] is None:
+        what = "boxes" if truth == "boxes" else "masks"
         raise UserError(f"Metric {metric!r} needs {what}, which this data set does not have: leave the metric out.")
     without = seen.counted & ~counted_with_truth(seen, truth)
     if without.any():
-        what = "no pixel" if truth == "mask" else "no box"
+        what = "no box" if truth == "boxes" else "no pixel"
         pairs = [(int(seen.index[row]), int(seen.class_ids[row, place])) for row, place in np.argwhere(without)[:5]]
         raise UserError(
             f"Metric {metric!r}: the ground truth has {what} of the class of {without.sum()} counted maps, first "

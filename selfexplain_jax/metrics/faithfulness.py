@@ -95,8 +95,9 @@ def deletion_insertion(
       chunk_size: images shown at once.
 
     Raises:
-      UserError: see `check_maps`.
+      UserError: see `check_maps`, or options out of range.
     """
+    _check_numbers(chunk_size, step_pixels=1 if step_pixels is None else step_pixels)
     curves = _deletion_insertion(
         traceable(predictor.scores),
         traceable(predictor.probabilities),
@@ -135,8 +136,9 @@ def masked_probabilities(
       chunk_size: images shown at once.
 
     Raises:
-      UserError: see `check_maps`.
+      UserError: see `check_maps`, or options out of range.
     """
+    _check_numbers(chunk_size)
     pairs = _masked_probabilities(
         traceable(predictor.scores),
         traceable(predictor.probabilities),
@@ -191,8 +193,9 @@ def road(
       chunk_size: images imputed and shown at once.
 
     Raises:
-      UserError: see `check_maps`.
+      UserError: see `check_maps`, or options out of range.
     """
+    _check_numbers(chunk_size, solver_steps=solver_steps, percentages=tuple(percentages))
     curves = _road(
         traceable(predictor.scores),
         traceable(predictor.probabilities),
@@ -203,6 +206,15 @@ def road(
         chunk_size=chunk_size,
     )
     return curves[..., 0, :], curves[..., 1, :]
+
+
+def _check_numbers(chunk_size: int, percentages: tuple = (50,), **counts: int) -> None:
+    """Refuses options of which nothing can be computed."""
+    for name, count in {"chunk_size": chunk_size, **counts}.items():
+        if count < 1:
+            raise UserError(f"{name} = {count} of a metric must be at least 1.")
+    if not percentages or not all(0 < share < 100 for share in percentages):
+        raise UserError(f"ROAD removes more than 0 and less than 100 percent of the pixels; got {percentages}.")
 
 
 def class_probabilities(

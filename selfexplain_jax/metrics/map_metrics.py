@@ -36,7 +36,7 @@ from selfexplain_jax.metrics import (
     sum_and_count,
     swapped_masks,
 )
-from selfexplain_jax.metrics.explained import Explained, check_truth, counted_classes, min_max
+from selfexplain_jax.metrics.explained import Explained, ask_counted, check_truth, counted_classes, min_max
 from selfexplain_jax.types import Predictor, SumCount, UserError
 
 Sums = dict[str, SumCount]
@@ -187,7 +187,7 @@ def photo_pointing_sums(
     del predictor, rng
     if seen.photo_sizes is None or regions not in ("boxes", "mask"):
         raise UserError("The pointing game in photos needs photo_sizes, and regions='boxes' or 'mask'.")
-    check_truth(seen, regions, "pointing_game_photo")
+    check_truth(seen, "photo" if regions == "mask" and seen.photo_masks is not None else regions, "pointing_game_photo")
     counted = seen.counted & _has_clear_box(seen) if regions == "boxes" else seen.counted
     sums = np.zeros((4, seen.num_classes))  # Hits and count of all, and of the difficult ones.
     for row, place in np.argwhere(counted):
@@ -254,12 +254,15 @@ def deletion_insertion_sums(
 ) -> Sums:
     """Area under the curves of deletion and insertion, and the curves; see `faithfulness.deletion_insertion`."""
     del rng
-    curves = faithfulness.deletion_insertion(
-        predictor, seen.images, seen.class_ids, seen.saliency, step_pixels=step_pixels, chunk_size=chunk_size
-    )
-    named = dict(zip(("deletion", "insertion"), curves, strict=True))
-    areas = {name: faithfulness.curve_area(curve) for name, curve in named.items()}
-    return _over_maps(seen, areas | {f"{name}_curve": curve for name, curve in named.items()})
+    options = {"step_pixels": step_pixels, "chunk_size": chunk_size}
+
+    def ask(*maps):
+        curves = faithfulness.deletion_insertion(predictor, *maps, **options)
+        named = dict(zip(("deletion", "insertion"), curves, strict=True))
+        areas = {name: faithfulness.curve_area(curve) for name, curve in named.items()}
+        return areas | {f"{name}_curve": curve for name, curve in named.items()}
+
+    return _over_maps(seen, ask_counted(seen, seen.saliency, ask))
 
 
 def average_drop_sums(
@@ -267,11 +270,13 @@ def average_drop_sums(
 ) -> Sums:
     """Average drop, increase and gain of the class's probability on mask times image."""
     del rng
-    whole, masked = faithfulness.masked_probabilities(
-        predictor, seen.images, seen.class_ids, seen.masks, chunk_size=chunk_size
-    )
     functions = (faithfulness.average_drop, faithfulness.increase, faithfulness.average_gain)
-    return _over_maps(seen, {function.__name__: function(whole, masked) for function in functions})
+
+    def ask(*maps):
+        pair = faithfulness.masked_probabilities(predictor, *maps, chunk_size=chunk_size)
+        return {function.__name__: function(*pair) for function in functions}
+
+    return _over_maps(seen, ask_counted(seen, seen.masks, ask))
 
 
 def road_sums(
@@ -283,17 +288,14 @@ def road_sums(
     chunk_size: int = faithfulness.CHUNK_SIZE,
 ) -> Sums:
     """ROAD in one number, (LeRF - MoRF) / 2 averaged over the percentages, and its curves; see `faithfulness.road`."""
-    most, least = faithfulness.road(
-        predictor,
-        seen.images,
-        seen.class_ids,
-        seen.saliency,
-        rng=rng,
-        percentages=percentages,
-        chunk_size=chunk_size,
-    )
-    combined = ((least - most) / 2).mean(axis=-1)
-    return _over_maps(seen, {"road": combined, "road_morf_curve": most, "road_lerf_curve": least})
+    options = {"rng": rng, "percentages": percentages, "chunk_size": chunk_size}
+
+    def ask(*maps):
+        most, least = faithfulness.road(predictor, *maps, **options)
+        combined = ((least - most) / 2).mean(axis=-1)
+        return {"road": combined, "road_morf_curve": most, "road_lerf_curve": least}
+
+    return _over_maps(seen, ask_counted(seen, seen.saliency, ask))
 
 
 # ---- The registry ----------------------------------------------------------------------------------------------------

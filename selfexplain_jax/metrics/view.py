@@ -45,6 +45,14 @@ class View:
     masks: np.ndarray | None = None
     target: np.ndarray | None = None
 
+    @property
+    def annotated(self) -> np.ndarray:
+        """float32 [B], 1 for real images with a pixel of their classes annotated: what true masks are asked about.
+
+        Some data sets annotate a part of their images, and a crop can cut an object off.
+        """
+        return self.batch["valid"] * ((self.truth * self.weight) > 0).any(axis=(1, 2))
+
 
 def fill_padding(batch: Batch) -> Batch:
     """Returns the batch as numpy arrays with padding rows replaced by repeated real ones, still marked valid = 0.

@@ -38,7 +38,7 @@ DEFINITIONS = {
     "object_area": "Share of the image that the annotated object covers.",
     "pointing_game": "How often the map's maximum lies on the object, or within 15 px of it at 224 px.",
     "pointing_game_strict": "How often the map's maximum lies on the object.",
-    "energy_pointing_game": "Share of the map's sum that lies on the object.",
+    "energy_pointing_game": "Share of the map's sum that lies on the object; maps that are no masks, scaled to 0..1.",
     "max_box_accuracy": "MaxBoxAccV2: share of maps whose best box overlaps one of the object's by .3, .5 and .7, each "
     "at its best threshold, then the mean.",
     "box_accuracy": "Share of maps with a box that overlaps one of the object's by .5 at least, at the best threshold.",

@@ -190,7 +190,7 @@ def comparison_csv(results: Mapping[str, Any], numbers: Sequence[str] | None = N
 
     A number with a spread over runs is followed by the column NAME_deviation. Where something failed, cells without a
     number say so (`failures.failed_cells`), and a last column, "failure", gives each method's reasons; a number stands
-    alone in its cell.
+    alone in its cell. "images": how many the numbers are of, where that is known.
     """
     header, rows = comparison_rows(results, numbers)
     said = failures.failed_cells(results, header, rows)
@@ -198,6 +198,8 @@ def comparison_csv(results: Mapping[str, Any], numbers: Sequence[str] | None = N
     why = [failures.reasons(results["methods"][row[0]]) for row in rows]
     if any(why):
         header, rows = [*header, "failure"], [[*row, text] for row, text in zip(rows, why, strict=True)]
+    if results.get("images") is not None:
+        header, rows = [*header, "images"], [[*row, results["images"]] for row in rows]
     for place in reversed(range(len(header))):
         if any(hasattr(row[place], "deviation") for row in rows):
             header = [*header[: place + 1], f"{header[place]}_deviation", *header[place + 1 :]]
