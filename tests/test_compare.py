@@ -412,7 +412,7 @@ def test_tables_by_hand():
     )
     rows = list(csv.reader(io.StringIO(report.comparison_csv(RESULTS, ["iou"]))))
     assert rows[0] == ["method", "model", "iou", "seconds_per_image", "failed", "failure", "images"]
-    assert rows[1:3] == [["a", "m", "0.25", "2.0", "0", ""], ["b|c", "m", "0.5", "1.0", "0", ""]]
+    assert rows[1:3] == [["a", "m", "0.25", "2.0", "0", "", "3"], ["b|c", "m", "0.5", "1.0", "0", "", "3"]]
     assert rows[5][:5] == ["d", "n", "failed on 3", "failed on 3", "3"] and "no masks" in rows[5][5]
 
 
