@@ -3,7 +3,7 @@
 # every node with GPUs. The cluster needs the JobSet controller, and an image of launch/Dockerfile that it can pull.
 #
 #   export ACCELERATOR=tpu IMAGE=REGISTRY/selfexplain:tpu NODES=4 TPU_TYPE=tpu-v5-lite-podslice TPU_TOPOLOGY=4x4
-#   bash launch/kubernetes.sh --config=configs/imagenet.py --workdir=gs://BUCKET/imagenet
+#   bash launch/kubernetes.sh --config=configs/imagenet.py --config.data.data_dir=gs://BUCKET/tfds --workdir=gs://BUCKET/imagenet
 #   export ACCELERATOR=gpu IMAGE=REGISTRY/selfexplain:gpu NODES=2 GPUS_PER_NODE=8
 #   MODE=compile bash launch/kubernetes.sh --config=configs/imagenet.py --workdir=gs://BUCKET/imagenet
 #   bash launch/kubernetes.sh --dry-run ...    prints the command and what it would hand over
@@ -14,7 +14,7 @@
 #   NODES                 hosts of the slice, or nodes
 #   TPU_TYPE, TPU_TOPOLOGY    tpu: what GKE calls them, for instance tpu-v5-lite-podslice and 4x4
 #   GPUS_PER_NODE         gpu: of each node
-#   --workdir=gs://...    a bucket, or an absolute path that every pod has mounted
+#   --workdir=gs://...    a bucket: launch/kubernetes.yaml mounts nothing that outlives a pod
 # May be set:
 #   MODE                  train (the default) or compile
 #   JOB_NAME              default: selfexplain
@@ -44,7 +44,9 @@ whole_number NODES 1
 if ! [[ "$JOB_NAME" =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]]; then
   fail "JOB_NAME=$JOB_NAME must be at most 40 small letters, digits and hyphens, beginning with a letter."
 fi
-shared_workdir "a pod's own folder goes with it"
+if [[ "$(flag_value workdir)" != *://* ]]; then
+  fail "--workdir=$(flag_value workdir): a pod's own folders go with it, so it must be a bucket, --workdir=gs://BUCKET/NAME."
+fi
 if [[ -z "$dry_run" ]] && ! command -v kubectl >/dev/null; then
   fail "there is no kubectl here; install it, or use --dry-run."
 fi

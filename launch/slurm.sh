@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Submits a run to Slurm: a process for every GPU, on one node or on many; or a process for every node without GPUs.
 #
-#   export NODES=2 GPUS_PER_NODE=4 SELFEXPLAIN_PACKAGES='jax[cuda12]'
-#   bash launch/slurm.sh --config=configs/coco2014.py --workdir=runs/coco2014
+#   export NODES=2 GPUS_PER_NODE=4
+#   bash launch/slurm.sh --config=configs/coco2014.py --config.data.data_dir=DIR --workdir=runs/coco2014
 #   MODE=compile bash launch/slurm.sh --config=configs/coco2014.py --workdir=runs/coco2014
 #   bash launch/slurm.sh --dry-run ...     prints what would be submitted
 #
@@ -17,7 +17,8 @@
 #   CPUS_PER_PROCESS      default 8
 #   SELFEXPLAIN_VENV      the Python environment, on a disk that all nodes see; made here if it is not there.
 #                         Default: .venv in the repository
-#   SELFEXPLAIN_PACKAGES  what is installed into it beside requirements.txt: jax[cuda12] for GPUs, gcsfs for gs://
+#   SELFEXPLAIN_PACKAGES  what is installed into it beside requirements.txt; default jax[cuda12] where GPUs are used; add
+#                         gcsfs for gs://
 #
 # Other arguments go to selfexplain_jax.main; sbatch reads its own SBATCH_... variables. Two minutes before its limit, and
 # where the cluster takes the nodes away, the job saves and ends: the same command goes on from there.
@@ -36,6 +37,10 @@ if [[ -z "$(flag_value workdir)" ]]; then
   fail "--workdir is missing: name a folder that all nodes see, for instance --workdir=runs/NAME."
 fi
 find_config
+if ((GPUS_PER_NODE)); then
+  # Without it JAX would compute on the processors of these nodes, and say so in a warning alone.
+  export SELFEXPLAIN_PACKAGES="${SELFEXPLAIN_PACKAGES:-jax[cuda12]}"
+fi
 # shellcheck source=launch/setup.sh
 source "$root/launch/setup.sh"
 

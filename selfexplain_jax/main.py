@@ -101,7 +101,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         mesh_lib.distributed_start(values.coordinator_address, values.num_processes, values.process_id)
         dispatch(values)
     except loop.Stopped as stopped:
-        print(stopped, file=sys.stderr, flush=True)
+        tell(stopped)
         if stopped.compiling:
             # An ordinary end would take what the compiler still works with from under it.
             os._exit(stopped.exit_code)
@@ -111,12 +111,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         if not jax.distributed.is_initialized():
             if text is None:
                 raise
-            print(text, file=sys.stderr)
+            tell(text)
             return code
-        if text is None:
-            traceback.print_exception(error)
-        else:
-            print(text, file=sys.stderr)
+        tell("".join(traceback.format_exception(error)).rstrip() if text is None else text)
         leave(code)
     return 0
 
@@ -142,6 +139,12 @@ def what_ended(error: BaseException) -> tuple[str | None, int]:
     return None, 1
 
 
+def tell(text: object) -> None:
+    """Prints to stderr where somebody still listens: a connection that is gone must not keep a process from ending."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def leave(code: int) -> None:
     """Ends this process of several, without the wait of minutes for the others that an ordinary end would be.
 
@@ -149,7 +152,8 @@ def leave(code: int) -> None:
     waited for, so that each can say it.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(OSError):
+            stream.flush()
 
     def together():
         with contextlib.suppress(Exception):
@@ -228,7 +232,12 @@ def end_at_sigterm() -> None:
     JAX catches it there, for trainings that stop at a common step; what else runs asks for no such step, and would go
     on until it is killed. What a comparison has found so far is on the disk.
     """
-    if jax.process_count() > 1 and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if os.getpid() == 1:
+        # The first process of a container, for which the kernel drops a signal that nobody handles.
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+    elif jax.process_count() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

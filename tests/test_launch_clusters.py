@@ -26,7 +26,7 @@ ENOUGH = {
 # Writes its name, arguments and input, a NUL after each but the last, and a record separator after each call.
 STAND_IN = """#!/usr/bin/env bash
 { printf '%s\\0' "${0##*/}" "$@"; if [[ "${0##*/}" != gcloud ]]; then cat; fi; printf '\\036'; } >>"$CALLS"
-exit "${EXIT_CODE:-0}"
+if [[ "${FAILS:-}" == "${0##*/}" ]]; then exit 3; fi
 """
 
 
@@ -99,6 +99,7 @@ BAD = {
     "no workdir": ("slurm.sh", [], {}, "--workdir is missing"),
     "workdir of one worker": ("tpu_pod.sh", ["--workdir=runs/x"], {}, "--workdir=runs/x: all workers write there"),
     "workdir of one pod": ("kubernetes.sh", ["--workdir=runs/x"], {}, "--workdir=runs/x: a pod's own folder"),
+    "workdir of a pod's disk": ("kubernetes.sh", ["--workdir=/runs/x"], {}, "--workdir=/runs/x: a pod's own folder"),
     "config elsewhere": (
         "tpu_pod.sh",
         [WORKDIR, "--config=own.py"],
@@ -132,9 +133,9 @@ def test_a_machine_without_the_command_is_told(launch, script):
 
 @pytest.mark.parametrize("script", ENOUGH)
 def test_exit_code_of_the_command_is_the_scripts(launch, script):
-    # "tar" and "pip" are stand-ins too, so that the first command that fails may be one of those.
-    done, _ = launch(script, CONFIG, WORKDIR, EXIT_CODE="3", **ENOUGH[script][0])
-    assert done.returncode in (1, 3)
+    variables, command = ENOUGH[script]
+    done, calls = launch(script, CONFIG, WORKDIR, FAILS=command, **variables)
+    assert done.returncode == 3 and calls[-1][0] == command
 
 
 def main_flags(words):
@@ -152,6 +153,9 @@ def test_slurm_job(launch, mode):
     done, calls = launch("slurm.sh", *arguments, **variables)
     assert done.returncode == 0, done.stderr
     assert [call[0] for call in calls] == ["python", "sbatch"], "the environment is made before"
+    assert "jax[cuda12]" in calls[0], "else JAX would compute on the processors of nodes with GPUs"
+    for more, there in (({"GPUS_PER_NODE": "0"}, False), ({"SELFEXPLAIN_PACKAGES": "jax[cuda13]"}, False)):
+        assert ("jax[cuda12]" in launch("slurm.sh", *arguments, **variables | more)[1][0]) == there
     *options, job = calls[1][1:]
     assert {
         "--nodes=2",

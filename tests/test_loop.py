@@ -160,6 +160,27 @@ def test_signal_saves_after_the_step_and_the_resumed_run_equals_the_uninterrupte
     assert [lines[i] for i in (0, 1, 2, 5)] == [expected[i] for i in (0, 1, 2, 4)]
 
 
+@pytest.mark.parametrize("while_saving", [False, True])
+def test_signal_at_the_last_step_ends_the_command_and_all_is_saved(tmp_path, monkeypatch, uninterrupted, while_saving):
+    """A job that is told to end must not begin its evaluation."""
+    with monkeypatch.context() as patched:
+        if while_saving:
+            real, signals = loop.CheckpointStore.wait, [signal.SIGTERM]
+
+            def wait(store):
+                if signals:
+                    signal.raise_signal(signals.pop())
+                real(store)
+
+            patched.setattr(loop.CheckpointStore, "wait", wait)
+        else:
+            signalling(patched, after=7, number=signal.SIGTERM)
+        with pytest.raises(loop.Stopped, match="saved at step 7"):
+            loop.train(tiny_config(), str(tmp_path))
+    assert_same_bytes(loop.train(tiny_config(), str(tmp_path)).state, uninterrupted[0].state)
+    assert metrics_of(tmp_path) == metrics_of(uninterrupted[1])
+
+
 @pytest.mark.parametrize("program, step, kept", [(1, 0, []), (2, 1, ["1"])])
 def test_signal_while_a_program_is_compiled_ends_the_run_at_once_and_loses_nothing(
     tmp_path, monkeypatch, uninterrupted, program, step, kept

@@ -267,7 +267,26 @@ def test_two_processes_that_refuse_the_same_say_so_both(tmp_path, config_file):
     ],
 )
 def test_every_error_ends_a_process_of_several_at_once(monkeypatch, capsys, error, code, message):
-    """With the exit of the process and JAX's wait replaced: the wait is longer than is allowed for."""
+    assert end_of(monkeypatch, error) == [code] and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [UserError("no such thing"), ZeroDivisionError("a bug"), BrokenPipeError(32, "gone")])
+def test_a_process_whose_terminal_is_gone_ends_all_the_same(monkeypatch, error):
+    """As of a connection that broke: whatever is printed raises."""
+
+    class Gone:
+        def write(self, text=""):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert end_of(monkeypatch, error) == [1]
+
+
+def end_of(monkeypatch, error):
+    """The exit codes of a command of several processes that such an error ends, JAX's longer wait replaced."""
     left, given_up = [], threading.Event()
 
     def fail(argv):
@@ -282,7 +301,8 @@ def test_every_error_ends_a_process_of_several_at_once(monkeypatch, capsys, erro
     start = time.monotonic()
     main.run(["main"])
     given_up.set()
-    assert left == [code] and message in capsys.readouterr().err and time.monotonic() - start < 30
+    assert time.monotonic() - start < 30
+    return left
 
 
 def wait_for_checkpoint(workdir, running, logs, beyond=0):

@@ -184,12 +184,14 @@ class _Run:
                 self._save(state)
             if last or _due(self.step, train.picture_every):
                 draw(state)
-            if signal_number is not None and not last:
+            if signal_number is not None:
                 self._store.wait()
                 raise Stopped(signal_number, self.step)
             if save or _due(self.step, train.picture_every):
                 self._rate_since = (time.monotonic(), self.step)
         self._store.wait()
+        if jax.process_count() == 1 and stop.received is not None:  # While the last state was saved or drawn.
+            raise Stopped(stop.received, self.step)
         return state
 
     def _compiled(self, explain: bool, state: TrainState, batch: Batch, stop: StopSignal) -> Callable:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -94,7 +95,8 @@ class EventFile:
     """One of TensorBoard's files, written in order by who calls.
 
     tensorboardX's own SummaryWriter leaves that to a thread, for which its `flush` does not wait: what a run had told
-    before a checkpoint was lost with a process that was killed behind it.
+    before a checkpoint was lost with a process that was killed behind it. It knows some kinds of buckets alone: here
+    each gets a copy of the whole file with every `flush`.
 
     Args:
       folder: is made if it does not exist.
@@ -102,8 +104,11 @@ class EventFile:
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int | None = None):
-        directory_check(str(folder))
-        self._writer = EventsWriter(str(folder / EVENT_FILE.partition(".")[0]))
+        self._bucket = folder if in_bucket(folder) else None
+        self._local = tempfile.TemporaryDirectory() if self._bucket else None
+        directory = pathlib.Path(self._local.name) if self._local else folder
+        directory_check(str(directory))
+        self._writer = EventsWriter(str(directory / EVENT_FILE.partition(".")[0]))
         if purge_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start))
@@ -115,9 +120,16 @@ class EventFile:
     def flush(self) -> None:
         """Hands what was appended to the disk, or to the bucket."""
         self._writer.flush()
+        if self._bucket is not None:
+            for path in pathlib.Path(self._local.name).iterdir():
+                write_whole(self._bucket / path.name, path.read_bytes())
 
     def close(self) -> None:
+        """Writes out what was appended, and closes the file."""
+        self.flush()
         self._writer.close()
+        if self._local is not None:
+            self._local.cleanup()
 
 
 def drop_lines_after(path: pathlib.Path, step: int) -> None:
