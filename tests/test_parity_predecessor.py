@@ -53,7 +53,8 @@ def test_terms_are_those_of_the_loops(case):
         np.testing.assert_allclose(value, GOLDENS[f"{case}/{name}"], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_loops_give_what_is_worked_by_hand():
+def test_golden_numbers_of_the_loops_are_those_worked_by_hand():
+    """What is stored, and no code of this project: that the parity tests compare with the right thing."""
     # Masks of .8 .5 .2 .5 for the present class and of .5 for the other.
     hand = {name.removeprefix("by_hand/"): GOLDENS[name] for name in GOLDENS if name.startswith("by_hand/")}
     np.testing.assert_allclose(hand["target_mask"], [[[0.8, 0.5], [0.2, 0.5]]], rtol=1e-6)

@@ -165,7 +165,7 @@ def class_map(masks: jax.Array, class_ids: jax.Array, threshold: float = 0.5) ->
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def pixel_confusion(predicted: jax.Array, mask: jax.Array, valid: jax.Array, num_classes: int) -> jax.Array:
-    """Returns pixel counts, float32 [C + 1, C + 1]: rows are the true class (0 background), columns the predicted one.
+    """Returns pixel counts, int32 [C + 1, C + 1]: rows are the true class (0 background), columns the predicted one.
 
     Args:
       predicted: int32 [B, H, W], 0 background, class index + 1.
@@ -174,9 +174,10 @@ def pixel_confusion(predicted: jax.Array, mask: jax.Array, valid: jax.Array, num
       num_classes: C.
     """
     size = num_classes + 1
-    counted = pixel_weights(mask) * valid[:, None, None]
-    cells = jnp.where(mask == VOID, 0, mask).astype(jnp.int32) * size + predicted
-    return jnp.bincount(cells.ravel(), counted.ravel(), length=size * size).reshape(size, size)
+    counted = (mask != VOID) & (valid[:, None, None] > 0)
+    # Whole numbers, since float32 stops at 2**24. What does not count has a cell of its own, behind the rest.
+    cells = jnp.where(counted, mask.astype(jnp.int32) * size + predicted, size * size)
+    return jnp.bincount(cells.ravel(), length=size * size + 1)[:-1].reshape(size, size)
 
 
 def mean_iou(confusion: np.ndarray) -> float:
