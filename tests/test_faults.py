@@ -154,6 +154,18 @@ def test_clock_that_jumps_before_a_run_goes_on_changes_neither_result_nor_order(
     assert {event.step for event in events[:start] if event.HasField("summary")} >= {2, 3}
 
 
+@pytest.mark.parametrize("jump", [-86_400, 86_400])
+def test_clock_that_jumps_in_the_middle_of_a_run_changes_nothing(tmp_path, monkeypatch, uninterrupted, jump):
+    whole, whole_folder = uninterrupted
+    now = [time.time()]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    calling(monkeypatch, 4, lambda: now.append(now.pop() + jump))
+    result = loop.train(tiny_config(), str(tmp_path))
+    assert_same_bytes(result.state, whole.state)
+    assert 0 < result.train_seconds < 3600 and metrics_of(tmp_path) == metrics_of(whole_folder)
+    assert [step for step, _ in shown_scalars(tmp_path)["loss"]] == [2, 3, 4, 6, 7]
+
+
 def test_event_files_keep_their_order_and_none_is_written_over(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1.5e9)
     stamps = [1_500_000_000 + age for age in (-5, -3, -2, 4)]
