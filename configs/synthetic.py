@@ -115,8 +115,8 @@ def get_config(variant="object"):
         # class it is but the area of the absent ones, and masks that know classes already are what it can tell apart.
         config.explainer.start_from_classifier = True
         if variant == "explainer":
-            # Weights of the paper's VOC runs (the entropy's of that with a ResNet-50, the others of that with a VGG-16),
-            # but for the absent classes' area, .3 there, with which their masks came back; objects cover 15 % here.
+            # Weights of the paper's VOC runs (the entropy's of that with a ResNet-50, the others of that with a
+            # VGG-16), but for the absent classes' area, .3 there, with which their masks came back; objects cover 15 %.
             explainer_recipe(config, entropy=3.0, variation=1.0, bounds=1.0, target_area=0.1, non_target_area=2.0)
         else:
             real_time_saliency_recipe(config)
