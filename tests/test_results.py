@@ -166,6 +166,7 @@ COMPARED = {
     [
         ("Methods side by side", "methods_explainer"),
         ("Extremal Perturbations on the synthetic set", "methods_extremal"),
+        ("Several objects", "methods_multi"),
         ("The same on digits", "methods_mnist"),
         ("The same on six animals", "methods_animals"),
     ],
