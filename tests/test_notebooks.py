@@ -64,7 +64,8 @@ subprocess.run = run
 def test_installing_keeps_the_jax_of_the_machine(found, after):
     versions = {"jax": "0.7.2", "jaxlib": "0.7.2", "numpy": "2.1.0"}
     code = PIP.format(versions=versions, found=repr(found), after=after) + code_of(NOTEBOOKS[0])[0] + "\nprint(calls)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    own = os.environ | {"SELFEXPLAIN_REPOSITORY": "git+https://example.org/selfexplain_jax"}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, timeout=60)
     if after != "0.7.2":
         assert "AssertionError" in done.stderr, "another version is not passed over"
         return
@@ -73,6 +74,17 @@ def test_installing_keeps_the_jax_of_the_machine(found, after):
     for command in calls:
         assert command[1:4] == ["-m", "pip", "install"]
         assert command[-3:] == ["jax==0.7.2", "jaxlib==0.7.2", "numpy==2.1.0"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_address_that_is_still_to_be_written_is_asked_for(path):
+    versions = {"jax": "0.7.2", "jaxlib": "0.7.2", "numpy": "2.1.0"}
+    code = PIP.format(versions=versions, found="None", after="0.7.2") + code_of(path)[0]
+    own = {name: value for name, value in os.environ.items() if name != "SELFEXPLAIN_REPOSITORY"}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr == (
+        "Write in the line above where you have the repository from: git+https://...\n"
+    )
 
 
 @pytest.mark.slow

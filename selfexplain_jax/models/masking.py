@@ -23,12 +23,22 @@ ABSENT = -1e9
 
 def target_logits(logit_maps: jax.Array, label: jax.Array) -> jax.Array:
     """max_{c in y} s_c, [B, h, w]; `ABSENT` where the label is empty."""
-    return jnp.where(label[:, None, None, :] > 0, logit_maps, ABSENT).max(axis=-1)
+    return largest(jnp.where(label[:, None, None, :] > 0, logit_maps, ABSENT))
 
 
 def non_target_logits(logit_maps: jax.Array, label: jax.Array) -> jax.Array:
     """max_{c not in y} s_c, [B, h, w]; `ABSENT` where every class is present."""
-    return jnp.where(label[:, None, None, :] > 0, ABSENT, logit_maps).max(axis=-1)
+    return largest(jnp.where(label[:, None, None, :] > 0, ABSENT, logit_maps))
+
+
+def largest(values: jax.Array) -> jax.Array:
+    """max_c s_c of [..., C], whose gradient is that of the first class that has it.
+
+    Not `max`, whose gradient goes to what equals the maximum: where a compiler computes the values a second time and
+    rounds otherwise, nothing does, and the gradient is lost.
+    """
+    place = jax.nn.one_hot(jax.lax.stop_gradient(values).argmax(axis=-1), values.shape[-1], dtype=bool)
+    return jnp.where(place, values, 0).sum(axis=-1)
 
 
 def class_maxima(logit_maps: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
