@@ -5,7 +5,8 @@ Needs:    bash launch/local.sh --config=configs/cifar10.py                      
           bash launch/local.sh --config=configs/cifar10.py:classifier            (runs/cifar10_classifier)
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_cifar10.py \\
             --workdir=runs/compare_cifar10
-Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html. Not run yet: no number.
+Writes:   comparison.json, .md, .csv and .tex, pictures/comparison.png and .pdf, report.html. Run so far on 12 images
+          and networks of 150 steps, without Extremal Perturbations: 4 minutes, and no number worth keeping.
 Data:     as in configs/cifar10.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR. It has no masks: the metrics are
           those that ask the network.
 """

@@ -2,7 +2,7 @@
 # Runs rows of docs/results.md and docs/scaling.md again, and says which of them differ from the stored ones by more than
 # the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 7.5 hours of training, 5 of
+#   bash launch/reproduce.sh                       every row that two cores can run: 7.5 hours of training, 5.4 of
 #                                                  evaluation, some 3 of benchmarks
 #   bash launch/reproduce.sh synthetic texture     these rows
 #   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons, benchmarks
