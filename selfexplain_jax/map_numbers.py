@@ -95,9 +95,9 @@ def take_metrics(
     return {name: failed.get(name) or known[name] for name in metrics}
 
 
-def _truths(needs: Collection[str], truth: PhotoTruth) -> set[str]:
+def _truths(needs: Collection[str]) -> set[str]:
     """What a metric holds maps against, as `counted_with_truth` calls it."""
-    if {"photo_sizes", "mask"} <= set(needs) and truth.photo_masks is not None:
+    if {"photo_sizes", "mask"} <= set(needs):
         return {"photo"}
     return {"mask", "boxes"} & set(needs)
 
@@ -119,7 +119,7 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
             break
         for name in [name for name in metrics if name not in failures]:
             kept = seen
-            for annotated in _truths(needs[name], truth):
+            for annotated in _truths(needs[name]):
                 # A crop can cut an object off, or nobody drew a box of it: its map has no truth to be held against.
                 kept = dataclasses.replace(kept, counted=counted_with_truth(kept, annotated))
             try:

@@ -26,6 +26,7 @@ from selfexplain_jax.attribution import ground_truth
 from selfexplain_jax.data.pipeline import EvaluationBatches
 from selfexplain_jax.folders import write_whole
 from selfexplain_jax.metrics import parts, view
+from selfexplain_jax.metrics.explained import pairs_in_batches
 from selfexplain_jax.training import mesh
 from selfexplain_jax.types import Batch, Dataset, Predictor, UserError
 
@@ -183,12 +184,8 @@ def explain_present(
     Returns:
       Maps float32 [B, k, H, W], 0 where nothing is shown.
     """
-    rows, places = np.nonzero(shown)
     saliency = np.zeros((*class_ids.shape, *images.shape[1:3]), np.float32)
-    for start in range(0, len(rows), len(images)):
-        # The last batch is filled up with pairs that are done.
-        pairs = np.arange(start, start + len(images)) % len(rows)
-        row, place = rows[pairs], places[pairs]
+    for row, place in pairs_in_batches(shown):
         maps = column.method(column.predictor, images[row], class_ids[row, place][:, None], rng=rng)  # [B, 1, H, W]
         saliency[row, place] = np.asarray(maps, np.float32)[:, 0]
     return saliency

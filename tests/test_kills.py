@@ -11,6 +11,7 @@ import textwrap
 import pytest
 from command_line import CONFIG_HEAD, ended_at
 from event_files import shown_scalars
+from test_loop import metrics_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = (
@@ -81,13 +82,7 @@ def test_killed_at_twelve_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
     for name in ("examples.json", "examples.npz", "pictures/pictures.png", "pictures/class_masks.png"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
-    lines, expected = (of_steps(folder) for folder in (killed, whole))
+    lines, expected = (metrics_of(folder) for folder in (killed, whole))
     assert lines == expected and [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     shown, expected = shown_scalars(killed), shown_scalars(whole)
     assert shown["loss"] == expected["loss"] and len(shown["loss"]) == 6
-
-
-def of_steps(workdir):
-    """The lines of metrics.jsonl but for what depends on the time that a step takes."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if "second" not in name} for line in lines]

@@ -6,7 +6,7 @@ Made by `explained`, which checks everything once and says what is wrong; the me
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -226,6 +226,15 @@ def counted_classes(seen: Explained) -> tuple[np.ndarray, np.ndarray]:
     return wanted, seen.counted.any(axis=1)
 
 
+def pairs_in_batches(wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (rows, places), int [B] each, of the pairs of image and class that are `wanted`, bool [B, k]."""
+    rows, places = np.nonzero(wanted)
+    for start in range(0, len(rows), len(wanted)):
+        # The last ones are filled up with pairs that are done.
+        pairs = np.arange(start, start + len(wanted)) % len(rows)
+        yield rows[pairs], places[pairs]
+
+
 def ask_counted(seen: Explained, maps: np.ndarray, ask: Callable[..., dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     """What `ask` says of the maps that count, B maps at a time and so in one shape; 0 of the others, [B, k, ...] each.
 
@@ -234,14 +243,9 @@ def ask_counted(seen: Explained, maps: np.ndarray, ask: Callable[..., dict[str, 
       maps: [B, k, H, W].
       ask: images [B, H, W, 3], class_ids [B, 1], maps [B, 1, H, W] -> values [B, 1, ...].
     """
-    batch, found = len(seen.images), {}
-    rows, places = np.nonzero(seen.counted)
-    if not len(rows):  # The names and shapes are wanted all the same.
-        rows = places = np.zeros(1, int)
-    for start in range(0, len(rows), batch):
-        # The last ones are filled up with pairs that are done.
-        pairs = np.arange(start, start + batch) % len(rows)
-        row, place = rows[pairs], places[pairs]
+    asked, found = seen.counted.copy(), {}
+    asked[0, 0] |= not asked.any()  # The names and shapes are wanted all the same.
+    for row, place in pairs_in_batches(asked):
         values = ask(seen.images[row], seen.class_ids[row, place][:, None], maps[row, place][:, None])
         for name, value in values.items():
             value = np.asarray(value)[:, 0]
@@ -286,12 +290,12 @@ def counted_with_truth(seen: Explained, truth: str) -> np.ndarray:
 
     Args:
       seen: from `explained`.
-      truth: "mask", "boxes" or "photo": the masks at the photos' own sizes, in which the square's may lack a small
-        object.
+      truth: "mask", "boxes" or "photo": the masks at the photos' own sizes, where there are some, since the square's
+        may lack a small object.
     """
     if truth == "boxes":
         return seen.counted & (seen.boxes.class_ids[:, None, :] == seen.class_ids[:, :, None]).any(axis=2)
-    if truth == "photo":
+    if truth == "photo" and seen.photo_masks is not None:
         there = [np.isin(ids + 1, mask) for ids, mask in zip(seen.class_ids, seen.photo_masks, strict=True)]
         return seen.counted & np.stack(there)
     return seen.counted & np.asarray(segmentation.class_truth(seen.mask, seen.class_ids)).any(axis=(2, 3))
@@ -308,7 +312,8 @@ def check_truth(seen: Explained, truth: str, metric: str) -> None:
     Raises:
       UserError: the batch has no masks (boxes), or a counted map's class has no pixel (no box) in its image.
     """
-    if {"mask": seen.mask, "boxes": seen.boxes, "photo": seen.photo_masks}[truth] is None:
+    masks = seen.mask if truth == "mask" or seen.photo_masks is None else seen.photo_masks
+    if (seen.boxes if truth == "boxes" else masks) is None:
         what = "boxes" if truth == "boxes" else "masks"
         raise UserError(f"Metric {metric!r} needs {what}, which this data set does not have: leave the metric out.")
     without = seen.counted & ~counted_with_truth(seen, truth)

@@ -187,7 +187,7 @@ def photo_pointing_sums(
     del predictor, rng
     if seen.photo_sizes is None or regions not in ("boxes", "mask"):
         raise UserError("The pointing game in photos needs photo_sizes, and regions='boxes' or 'mask'.")
-    check_truth(seen, "photo" if regions == "mask" and seen.photo_masks is not None else regions, "pointing_game_photo")
+    check_truth(seen, "photo" if regions == "mask" else regions, "pointing_game_photo")
     counted = seen.counted & _has_clear_box(seen) if regions == "boxes" else seen.counted
     sums = np.zeros((4, seen.num_classes))  # Hits and count of all, and of the difficult ones.
     for row, place in np.argwhere(counted):
