@@ -37,7 +37,8 @@ class Spread(float):
 def run_as_comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """Returns evaluated runs in the form of `compare.compare`: a row per experiment, and one per control.
 
-    Runs whose configs differ in the seed alone are one row; the controls are the first run's.
+    Runs whose configs differ in the seed alone are one row; the controls are the first run's. Each run has a name of
+    its own, see `runs.with_labels`.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -47,8 +48,6 @@ def run_as_comparison(runs: Sequence[Run]) -> dict[str, Any]:
     methods, controls, images = {}, {}, None
     for group in groups.values():
         label = group[0].name if len(group) == 1 else f"{group[0].name} ({len(group)} runs)"
-        while label in methods:  # Folders of one name in two places.
-            label += "'"
         metrics = over_runs([_numbers(run.results["metrics"]) for run in group])
         methods[label] = {"model": group[0].results.get("config", {}).get("method", ""), "metrics": metrics}
         controls = controls or group[0].results["metrics"].get("controls", {})
