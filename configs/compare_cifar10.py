@@ -13,8 +13,8 @@ Data:     as in configs/cifar10.py; --config.data.data_dir=DIR, or $TFDS_DATA_DI
 
 import pathlib
 
+from selfexplain_jax.comparison_recipes import comparison_recipe
 from selfexplain_jax.config import check_variant, load_config
-from selfexplain_jax.recipes import comparison_recipe
 
 VARIANTS = ("comparison",)
 

@@ -12,8 +12,8 @@ Data:     as in configs/mnist.py; --config.data.data_dir=DIR, or $TFDS_DATA_DIR.
 
 import pathlib
 
+from selfexplain_jax.comparison_recipes import comparison_recipe
 from selfexplain_jax.config import check_variant, load_config
-from selfexplain_jax.recipes import comparison_recipe
 
 VARIANTS = ("comparison",)
 

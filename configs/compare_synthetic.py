@@ -21,8 +21,8 @@ Variants: single      one object
           They need other runs of configs/synthetic.py; what is missing is named with the command that trains it.
 """
 
+from selfexplain_jax.comparison_recipes import comparison_recipe
 from selfexplain_jax.config import base_config, check_variant
-from selfexplain_jax.recipes import comparison_recipe
 
 VARIANTS = ("single", "explainer", "networks", "multi", "classes", "confounded", "vit", "sanity")
 EXPERIMENTS = {

@@ -17,8 +17,8 @@ Variants: comparison, explainer (the same with a column for the masks of the Exp
 
 import pathlib
 
+from selfexplain_jax.comparison_recipes import comparison_recipe, localisation_recipe
 from selfexplain_jax.config import check_variant, load_config
-from selfexplain_jax.recipes import comparison_recipe
 
 VARIANTS = ("comparison", "explainer", "localisation")
 
@@ -34,13 +34,5 @@ def get_config(variant="comparison"):
     config.comparison.methods.cam = {"model": "classifier", "options": {"relu": True}}
     if variant == "localisation":
         config.evaluation.max_examples = 0
-        comparison = config.comparison
-        for name in ("parts", "swap", "deletion_insertion", "average_drop", "road"):
-            del comparison.metrics[name]
-        for name in ("rise", "extremal_perturbation"):
-            del comparison.methods[name]
-        # Channels in 40 clusters, so many passes in the place of 1,280.
-        comparison.methods.score_cam.options = {"clusters": 40}
-        comparison.methods.smooth_grad.options = {"samples": 16}
-        comparison.methods.integrated_gradients.options.steps = 16
+        localisation_recipe(config)
     return config

@@ -16,7 +16,7 @@ ROOMS = [
     ("__init__",),
     ("types",),
     ("config",),
-    ("recipes",),
+    ("recipes", "comparison_recipes"),
     ("folders",),
     ("pictures", "progress", "provenance"),
     ("data",),
@@ -116,7 +116,7 @@ def test_tensorflow_stays_in_data_prepare(file):
 
 
 def test_configs_import_no_jax():
-    for file in [*CONFIGS, PACKAGE / "config.py", PACKAGE / "recipes.py"]:
+    for file in [*CONFIGS, *(PACKAGE / f"{name}.py" for name in ("config", "recipes", "comparison_recipes"))]:
         banned = {"jax", "jaxlib", "flax", "optax", "tensorflow", "torch"} & top_level(imports_of(file))
         assert not banned, f"{name_of(file)} imports {banned}"
 

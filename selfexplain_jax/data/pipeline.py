@@ -234,7 +234,7 @@ class _CheckedSource:
         if not len(positions):
             raise UserError(f"No example of {name} shows one of the classes: there is nothing to evaluate.")
         if left_out:
-            logging.warning("%s: %d examples show none of the classes and are not evaluated.", name, left_out)
+            _warn_once(f"{name}: {left_out} examples show none of the classes and are not evaluated.")
         return positions
 
     def padding(self) -> dict[str, np.ndarray]:
@@ -311,3 +311,9 @@ def _check_hosts(host: int, hosts: int) -> None:
 def _derived_seed(seed: int, purpose: str) -> int:
     """Returns a 32-bit seed of its own for `purpose`: Grain adds the epoch to it, so neighbours would share epochs."""
     return int(np.random.SeedSequence([seed % 2**64, *purpose.encode()]).generate_state(1)[0])
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Logs a warning that this process has not logged before: a comparison opens its data for every column again."""
+    logging.warning("%s", message)
