@@ -2,7 +2,7 @@
 # Runs rows of docs/results.md and docs/scaling.md again, and says which of them differ from the stored ones by more than
 # the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 7.5 hours of training, 5.4 of
+#   bash launch/reproduce.sh                       every row that two cores can run: 7.6 hours of training, 5.4 of
 #                                                  evaluation, some 3 of benchmarks
 #   bash launch/reproduce.sh synthetic texture     these rows
 #   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons, benchmarks
@@ -66,6 +66,7 @@ rows=(
   "other canvas_classifier configs/mnist.py:canvas_classifier 0 mnist"
   "other explainer configs/synthetic.py:explainer 0 - explainer.classifier=classifier"
   "other multi_classifier configs/synthetic.py:multi_classifier 0 -"
+  "other confounded_classifier configs/synthetic.py:confounded_classifier 0 -"
 )
 # name, config, its models as MODEL=ROW, data set or -, then FIELD=VALUE of the config: those of docs/comparisons.json.
 comparisons=(
@@ -75,6 +76,7 @@ comparisons=(
   "methods_explainer configs/compare_synthetic.py:explainer self_explainer=synthetic,classifier=classifier,explainer=explainer - evaluation.max_examples=100 comparison.leave_out=('extremal_perturbation',)"
   "methods_extremal configs/compare_synthetic.py:explainer self_explainer=synthetic,classifier=classifier,explainer=explainer - evaluation.max_examples=20 comparison.leave_out=('rise','smooth_grad','integrated_gradients','gradient','gradient_x_input','guided_backpropagation','grad_cam_plus_plus')"
   "methods_multi configs/compare_synthetic.py:multi self_explainer=multi,classifier=multi_classifier - comparison.leave_out=('extremal_perturbation',)"
+  "methods_confounded configs/compare_synthetic.py:confounded self_explainer=confounded,classifier=confounded_classifier - comparison.leave_out=('extremal_perturbation',)"
 )
 # name, config, --what of --mode=benchmark or "compile" for --mode=compile, what it needs of photos and peers (the
 # published implementations) or -, then FIELD=VALUE of the config: those of docs/benchmarks.json.

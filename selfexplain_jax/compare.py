@@ -142,7 +142,7 @@ def classes_without_a_map(dataset: Dataset, config: ml_collections.ConfigDict) -
 def make_columns(
     config: ml_collections.ConfigDict, models: Mapping[str, tuple[Predictor, list]], info: DatasetInfo
 ) -> list[maps.Column]:
-    """Returns the methods of `config.comparison` for these models.
+    """Returns the methods of `config.comparison` for these models, learned masks first and controls last.
 
     Args:
       config: the comparison's.
@@ -197,7 +197,12 @@ def make_columns(
         if present_only and set(EVERY_CLASS) & set(settings.metrics):
             present_only, identity["absent_classes"] = False, True
         columns.append(maps.Column(label, model, asked[model], predictor, method, scaling, identity, present_only))
-    return columns
+    return sorted(columns, key=_place)
+
+
+def _place(column: maps.Column) -> tuple[bool, bool]:
+    """Returns what orders tables and figures: learned masks, then other methods, then controls, by label in each."""
+    return column.identity["method"] in CONTROLS, column.identity["method"] != "learned"
 
 
 def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -249,8 +254,7 @@ def keep_examples(
     batches, count = mesh.own_batches(dataset, config), config.evaluation.examples
     if not count:
         return
-    ranking = [c.label for c in columns if c.identity["method"] == "learned"]
-    ranking += [c.label for c in columns if c.identity["method"] not in CONTROLS]
+    ranking = [c.label for c in columns if c.identity["method"] not in CONTROLS]
     collector = examples.Collector(
         dataset.info.class_names,
         [column.label for column in columns],

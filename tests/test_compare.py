@@ -309,6 +309,13 @@ def test_methods_can_be_left_out(tmp_path):
     assert list(compare.compare(config, tmp_path)["methods"]) == ["centre"]
 
 
+def test_learned_masks_come_first_and_controls_last():
+    config = settings(centre={}, all_one={"method": "constant"}, gradient={}, masks={"method": "learned"})
+    info = build_dataset(config).info
+    columns = compare.make_columns(config, compare.open_all(config, info), info)
+    assert [column.label for column in columns] == ["masks", "gradient", "all_one", "centre"]
+
+
 def test_every_model_that_was_not_trained_is_named_with_its_command(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "model_settings", MODEL_SETTINGS)
     config = settings(constant={})

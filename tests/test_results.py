@@ -167,6 +167,7 @@ COMPARED = {
         ("Methods side by side", "methods_explainer"),
         ("Extremal Perturbations on the synthetic set", "methods_extremal"),
         ("Several objects", "methods_multi"),
+        ("Backgrounds that go with the label", "methods_confounded"),
         ("The same on digits", "methods_mnist"),
         ("The same on six animals", "methods_animals"),
     ],

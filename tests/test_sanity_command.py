@@ -124,7 +124,7 @@ def test_a_comparison_checks_its_methods_and_goes_on(tmp_path, monkeypatch):
     config = settings(random_labels={"network": "other"})
     results = compare.compare(config, tmp_path)
     found = results["sanity_checks"]
-    assert list(found) == ["edges", "gradient"] and {row["images"] for row in found.values()} == {6}
+    assert list(found) == ["gradient", "edges"] and {row["images"] for row in found.values()} == {6}
     checks = found["gradient"]["checks"]
     assert set(checks) == {"cascading", "independent", "random_labels"}
     # The same runs of layers in one order; the first is the same redrawing in both.
@@ -232,7 +232,7 @@ def test_a_users_own_functions_are_not_redrawn():
 @pytest.mark.parametrize(
     ("checks", "message"),
     [
-        ({"methods": ("lime",)}, "sanity_checks.methods names 'lime'; of these there are edges, gradient\\."),
+        ({"methods": ("lime",)}, "sanity_checks.methods names 'lime'; of these there are gradient, edges\\."),
         ({"random_labels": {"network": "third"}}, "random_labels names 'third'; of these there are network, other"),
         ({"methods": ("ground_truth",)}, "sanity_checks.methods names 'ground_truth'"),
         ({"stages": 0}, "stages >= 1"),
