@@ -2,7 +2,7 @@
 # Runs rows of docs/results.md and docs/scaling.md again, and says which of them differ from the stored ones by more than
 # the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 7.6 hours of training, 5.4 of
+#   bash launch/reproduce.sh                       every row that two cores can run: 8.1 hours of training, 6.6 of
 #                                                  evaluation, some 3 of benchmarks
 #   bash launch/reproduce.sh synthetic texture     these rows
 #   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons, benchmarks
@@ -67,6 +67,7 @@ rows=(
   "other explainer configs/synthetic.py:explainer 0 - explainer.classifier=classifier"
   "other multi_classifier configs/synthetic.py:multi_classifier 0 -"
   "other confounded_classifier configs/synthetic.py:confounded_classifier 0 -"
+  "photographs coco_subset_classifier configs/coco2017_subset.py:classifier 0 coco2017"
 )
 # name, config, its models as MODEL=ROW, data set or -, then FIELD=VALUE of the config: those of docs/comparisons.json.
 comparisons=(
@@ -77,6 +78,8 @@ comparisons=(
   "methods_extremal configs/compare_synthetic.py:explainer self_explainer=synthetic,classifier=classifier,explainer=explainer - evaluation.max_examples=20 comparison.leave_out=('rise','smooth_grad','integrated_gradients','gradient','gradient_x_input','guided_backpropagation','grad_cam_plus_plus')"
   "methods_multi configs/compare_synthetic.py:multi self_explainer=multi,classifier=multi_classifier - comparison.leave_out=('extremal_perturbation',)"
   "methods_confounded configs/compare_synthetic.py:confounded self_explainer=confounded,classifier=confounded_classifier - comparison.leave_out=('extremal_perturbation',)"
+  "methods_cifar10 configs/compare_cifar10.py self_explainer=cifar10,classifier=cifar10_classifier cifar10 comparison.leave_out=('extremal_perturbation',)"
+  "methods_coco configs/compare_coco2017.py:localisation self_explainer=coco_subset,classifier=coco_subset_classifier coco2017"
 )
 # name, config, --what of --mode=benchmark or "compile" for --mode=compile, what it needs of photos and peers (the
 # published implementations) or -, then FIELD=VALUE of the config: those of docs/benchmarks.json.

@@ -158,6 +158,12 @@ COMPARED = {
     "swap excess": "swap_owner_gap",
     "insertion": "insertion",
     "deletion": "deletion",
+    "swap owner rate": "swap_owner_rate",
+    "average drop": "average_drop",
+    "increase": "increase",
+    "ROAD": "road",
+    "object probability": "object_probability",
+    "background probability": "background_probability",
 }
 
 
@@ -169,6 +175,8 @@ COMPARED = {
         ("Several objects", "methods_multi"),
         ("Backgrounds that go with the label", "methods_confounded"),
         ("The same on digits", "methods_mnist"),
+        ("The same on CIFAR-10", "methods_cifar10"),
+        ("The same on three classes of COCO", "methods_coco"),
         ("The same on six animals", "methods_animals"),
     ],
 )
