@@ -164,6 +164,11 @@ COMPARED = {
     "ROAD": "road",
     "object probability": "object_probability",
     "background probability": "background_probability",
+    "class mIoU": "miou",
+    "IoU per class": "mean_iou_per_class",
+    "pixel AUC": "pixel_auc",
+    "own class": "class_specific_own",
+    "other classes": "class_specific_other",
 }
 
 
@@ -173,6 +178,7 @@ COMPARED = {
         ("Methods side by side", "methods_explainer"),
         ("Extremal Perturbations on the synthetic set", "methods_extremal"),
         ("Several objects", "methods_multi"),
+        ("All eight classes of several objects", "methods_classes"),
         ("Backgrounds that go with the label", "methods_confounded"),
         ("The same on digits", "methods_mnist"),
         ("The same on CIFAR-10", "methods_cifar10"),
