@@ -4,7 +4,7 @@ Hardware: two CPU cores.
 Time:     half an hour for 100 images with --config.comparison.leave_out="('extremal_perturbation',)" (33 minutes were
           measured with the Explainer's column), without it six hours more: its 800 steps take 222 s an image. Expected
           on one GPU with all methods: 5 minutes, as 271 s were measured on an H200. multi: 25 minutes, confounded:
-          21 minutes, likewise; classes: 13 minutes.
+          21 minutes, likewise; classes: 13 minutes; vit: 9.
 Needs:    bash launch/local.sh                                                   (the Self-Explainer, runs/synthetic)
           bash launch/local.sh --config=configs/synthetic.py:classifier          (runs/synthetic_classifier)
 Command:  python -m selfexplain_jax.main --mode=evaluate --config=configs/compare_synthetic.py \\

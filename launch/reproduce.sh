@@ -2,7 +2,7 @@
 # Runs rows of docs/results.md and docs/scaling.md again, and says which of them differ from the stored ones by more than
 # the spread.
 #
-#   bash launch/reproduce.sh                       every row that two cores can run: 8.1 hours of training, 6.8 of
+#   bash launch/reproduce.sh                       every row that two cores can run: 8.2 hours of training, 6.9 of
 #                                                  evaluation, some 3 of benchmarks
 #   bash launch/reproduce.sh synthetic texture     these rows
 #   bash launch/reproduce.sh main                  those of the main table; or: ablation, photographs, other, comparisons, benchmarks
@@ -68,6 +68,7 @@ rows=(
   "other multi_classifier configs/synthetic.py:multi_classifier 0 -"
   "other confounded_classifier configs/synthetic.py:confounded_classifier 0 -"
   "photographs coco_subset_classifier configs/coco2017_subset.py:classifier 0 coco2017"
+  "other vit_classifier configs/synthetic.py:vit_classifier 0 -"
 )
 # name, config, its models as MODEL=ROW, data set or -, then FIELD=VALUE of the config: those of docs/comparisons.json.
 comparisons=(
@@ -81,6 +82,7 @@ comparisons=(
   "methods_cifar10 configs/compare_cifar10.py self_explainer=cifar10,classifier=cifar10_classifier cifar10 comparison.leave_out=('extremal_perturbation',)"
   "methods_coco configs/compare_coco2017.py:localisation self_explainer=coco_subset,classifier=coco_subset_classifier coco2017"
   "methods_classes configs/compare_synthetic.py:classes self_explainer=multi,classifier=multi_classifier -"
+  "methods_vit configs/compare_synthetic.py:vit self_explainer=synthetic,classifier=vit_classifier -"
 )
 # name, config, --what of --mode=benchmark or "compile" for --mode=compile, what it needs of photos and peers (the
 # published implementations) or -, then FIELD=VALUE of the config: those of docs/benchmarks.json.

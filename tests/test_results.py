@@ -180,6 +180,7 @@ COMPARED = {
         ("Several objects", "methods_multi"),
         ("All eight classes of several objects", "methods_classes"),
         ("Backgrounds that go with the label", "methods_confounded"),
+        ("A vision transformer's attention", "methods_vit"),
         ("The same on digits", "methods_mnist"),
         ("The same on CIFAR-10", "methods_cifar10"),
         ("The same on three classes of COCO", "methods_coco"),
