@@ -2,8 +2,8 @@
 
 The classes are those of configs/coco2017.py; the runs and the comparison must be given the same ones.
 
-Hardware: one GPU; perturbation methods take minutes an image on two CPU cores. localisation: 38
-          minutes for its 100 images, other trainings beside (docs/results.md, "The same on three classes of COCO"). The
+Hardware: one GPU; perturbation methods take minutes an image on two CPU cores. localisation: 38 minutes
+          there for its 100 images, other trainings beside (docs/results.md, "The same on three classes of COCO"). The
           others were not run to their end: no number of them is promised.
 Needs:    bash launch/local.sh --config=configs/coco2017.py                      (the Self-Explainer, runs/coco2017)
           bash launch/local.sh --config=configs/coco2017.py:classifier           (runs/coco2017_classifier)
