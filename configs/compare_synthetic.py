@@ -22,7 +22,7 @@ Variants: single      one object
           They need other runs of configs/synthetic.py; what is missing is named with the command that trains it.
 """
 
-from selfexplain_jax.comparison_recipes import comparison_recipe
+from selfexplain_jax.comparison_recipes import comparison_recipe, fewer_passes, without_lots_and_searches
 from selfexplain_jax.config import base_config, check_variant
 
 VARIANTS = ("single", "explainer", "networks", "multi", "classes", "confounded", "vit", "sanity")
@@ -54,14 +54,11 @@ def get_config(variant="single"):
         # The network of that run draws masks too, from labels that cannot tell object and background apart.
         methods.learned_of_classifier = {"model": "classifier", "method": "learned"}
     if variant in ("multi", "confounded", "classes", "vit", "sanity"):
-        # Fewer passes where a method has many for every map.
-        methods.smooth_grad.options = {"samples": 16}
-        methods.integrated_gradients.options.steps = 16
+        fewer_passes(config)
     if variant in ("classes", "vit", "sanity"):
         # Of an image eight maps are taken, or some eighteen: no search, which is minutes a map, and no masks by lot,
         # which are nearly as long.
-        for name in ("extremal_perturbation", "rise"):
-            del methods[name]
+        without_lots_and_searches(config)
     if variant == "classes":
         config.comparison.metrics = {"segmentation": {}, "class_map": {}, "class_specific": {}}
     if variant in ("vit", "sanity"):

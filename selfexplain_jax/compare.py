@@ -25,7 +25,7 @@ from selfexplain_jax.data import build_dataset
 from selfexplain_jax.data.augment import fitting
 from selfexplain_jax.data.balance import labels_of
 from selfexplain_jax.folders import in_bucket
-from selfexplain_jax.map_numbers import CONTROLS, EVERY_CLASS, choose_metrics, take_metrics, warnings_of_truth
+from selfexplain_jax.map_numbers import EVERY_CLASS, choose_metrics, is_control, take_metrics, warnings_of_truth
 from selfexplain_jax.metrics import parts, segmentation, view
 from selfexplain_jax.metrics.explained import SCALINGS, min_max
 from selfexplain_jax.metrics.map_metrics import MAP_METRICS
@@ -105,7 +105,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> di
         "numbers_of": numbers_of,
         "images": total - len(left_out),
         "left_out": left_out,
-        "controls": [column.label for column in columns if column.identity["method"] in CONTROLS],
+        "controls": [column.label for column in columns if is_control(column)],
         "asks_the_model": sorted(asking),
         "sanity_checks": sanity_checks(compared, models, dataset, config, folder, left_out),
         "classes_without_a_map": beyond,
@@ -202,7 +202,7 @@ def make_columns(
 
 def _place(column: maps.Column) -> tuple[bool, bool]:
     """Returns what orders tables and figures: learned masks, then other methods, then controls, by label in each."""
-    return column.identity["method"] in CONTROLS, column.identity["method"] != "learned"
+    return is_control(column), column.identity["method"] != "learned"
 
 
 def draw(columns: list[maps.Column], dataset: Dataset, config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -254,7 +254,7 @@ def keep_examples(
     batches, count = mesh.own_batches(dataset, config), config.evaluation.examples
     if not count:
         return
-    ranking = [c.label for c in columns if c.identity["method"] not in CONTROLS]
+    ranking = [column.label for column in columns if not is_control(column)]
     collector = examples.Collector(
         dataset.info.class_names,
         [column.label for column in columns],

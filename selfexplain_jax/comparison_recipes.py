@@ -85,10 +85,20 @@ def localisation_recipe(config: ml_collections.ConfigDict) -> ml_collections.Con
     comparison = config.comparison
     for name in ("parts", "swap", "deletion_insertion", "average_drop", "road"):
         del comparison.metrics[name]
-    for name in ("rise", "extremal_perturbation"):
-        del comparison.methods[name]
     # Channels in 40 clusters, so many passes in the place of 1,280.
     comparison.methods.score_cam.options = {"clusters": 40}
-    comparison.methods.smooth_grad.options = {"samples": 16}
-    comparison.methods.integrated_gradients.options.steps = 16
+    return without_lots_and_searches(fewer_passes(config))
+
+
+def fewer_passes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Gives SmoothGrad and Integrated Gradients 16 passes a map, in place; returns the config."""
+    config.comparison.methods.smooth_grad.options = {"samples": 16}
+    config.comparison.methods.integrated_gradients.options.steps = 16
+    return config
+
+
+def without_lots_and_searches(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Leaves out RISE and Extremal Perturbations, in place; returns the config."""
+    for name in ("rise", "extremal_perturbation"):
+        del config.comparison.methods[name]
     return config

@@ -33,6 +33,11 @@ CONTROLS = ("constant", "centre", "edges", "ground_truth")
 """What a method must beat, or cannot: they win no column."""
 
 
+def is_control(column: maps.Column) -> bool:
+    """Whether a comparison's column shows no method, but one of `CONTROLS`."""
+    return column.identity["method"] in CONTROLS
+
+
 def choose_metrics(config: ml_collections.ConfigDict, info: DatasetInfo) -> dict[str, dict]:
     """Returns {metric: options} of `config.comparison.metrics`.
 
@@ -129,7 +134,7 @@ def _measure(column, metrics, dataset, config, folder, left_out) -> dict[str, di
                 logging.warning("%s of %r fails: %s", name, column.label, error, exc_info=not known)
                 failures[name] = number, maps.failure_text(error)
     total, noticed, failures = _of_all_hosts(total, noticed, failures)
-    flat = 0 if column.identity["method"] in CONTROLS else len(noticed.get("flat", ()))
+    flat = 0 if is_control(column) else len(noticed.get("flat", ()))
     nothing = {"metrics": {}, "counts": {}, "not_finite": []}
     return {
         name: (nothing | {"failure": failures[name]} if name in failures else _numbers(name, column, sums))
